@@ -1,0 +1,17 @@
+from configparser import ConfigParser
+from pathlib import Path
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+ini = ConfigParser(delimiters=['=']); ini.read(here/'settings.ini', encoding='utf-8'); cfg = ini['DEFAULT']
+lib = cfg['lib_name']
+
+setup(
+    name=lib, version=cfg['version'], description=cfg['description'], author=cfg['author'], author_email=cfg['author_email'],
+    url=cfg['git_url'], license='Apache-2.0', python_requires='>=' + cfg['min_python'], keywords=cfg['keywords'],
+    long_description=(here/'README.md').read_text(encoding='utf-8') if (here/'README.md').exists() else '', long_description_content_type='text/markdown',
+    packages=find_packages(include=[lib, lib + '.*']), package_data={lib: cfg['package_data'].split()},
+    data_files=[(f'share/{lib}', ['settings.ini'])],          # the sdist needs it to build
+    install_requires=cfg['requirements'].split(), extras_require={'dev': cfg['dev_requirements'].split()},
+    entry_points={'nbdev': [f'{lib}={lib}._modidx:d']}, zip_safe=False,
+)

@@ -1,0 +1,128 @@
+"What the chapters cannot test about themselves: the notebooks as files, papermill, and the adapter without our code."
+import configparser, json, re, subprocess, sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]; NBS = sorted((ROOT/'nbs').glob('*.ipynb')); DATA = ROOT.parent/'shared'/'data'
+need_ravdess = pytest.mark.skipif(not (DATA/'ravdess').is_dir(), reason='the RAVDESS recordings (shared/data) are not here')
+src = lambda c: ''.join(c['source'])
+
+def cells(p): return json.loads(p.read_text())['cells']
+
+@pytest.mark.parametrize('p', NBS, ids=lambda p: p.stem)
+def test_notebook_is_well_formed(p):
+    nb = json.loads(p.read_text()); assert nb['metadata']['kernelspec'] == dict(name='python3', display_name='python3', language='python')
+    assert p.stat().st_size < 500_000 and all('id' in c for c in nb['cells'])
+    title = src(nb['cells'][0]); assert title.startswith('# ') and '\n> ' in title
+    for c in nb['cells']:
+        if c['cell_type'] == 'code' and '#| export' in src(c):
+            lines = [l for l in src(c).splitlines() if l.strip() and not l.startswith('#|')]; imports = [l for l in lines if re.match(r'(import|from) ', l)]
+            assert not imports or len(imports) == len(lines) or all(re.match(r'(import|from) |    ', l) or i >= len(imports) for i, l in enumerate(lines)), 'imports first'
+
+@pytest.mark.parametrize('p', [p for p in NBS if re.match(r'2\d_', p.name)], ids=lambda p: p.stem)
+def test_report_notebooks_have_one_parameters_cell_and_no_logic(p):
+    assert sum('parameters' in c['metadata'].get('tags', []) for c in cells(p)) == 1
+    code = '\n'.join(src(c) for c in cells(p) if c['cell_type'] == 'code'); assert '#| export' not in code and not re.search(r'^\s*(def|class|for|while|if) ', code, re.M)
+
+def test_modules_import_only_from_smaller_numbers():
+    number = {}
+    for p in NBS:
+        m = re.search(r'#\| default_exp (\S+)', '\n'.join(src(c) for c in cells(p)))
+        if m: number[m[1]] = (int(p.name[:2]), p)
+    assert len(number) >= 15
+    for mod, (n, p) in number.items():
+        for c in cells(p):
+            if '#| export' in src(c):
+                for used in re.findall(r'(?:from|import) csm_expressive_nb\.([\w.]+)', src(c)): assert number[used][0] < n, f'{mod} ({n}) imports {used} ({number[used][0]})'
+
+def test_symlink_and_settings():
+    assert (ROOT/'nbs/_quarto.yml').is_symlink() and (ROOT/'nbs/_quarto.yml').resolve() == ROOT/'_quarto.yml'
+    c = configparser.ConfigParser(delimiters=['=']); c.read(ROOT/'settings.ini'); assert 'tags' in c['DEFAULT']['allowed_cell_metadata_keys'] and 'nbdev>=2.4.14,<3' in c['DEFAULT']['dev_requirements']
+    assert subprocess.run(['nbdev_export', '--help'], capture_output=True).returncode == 0
+
+def test_readme_is_the_index():
+    readme = (ROOT/'README.md').read_text()
+    for c in cells(ROOT/'nbs/index.ipynb'):
+        if c['cell_type'] == 'markdown':
+            for part in re.findall(r'^#+ .*$|```.*?```', src(c), re.M | re.S): assert part.strip() in readme, part
+    assert not [l for l in re.findall(r'!\[[^\]]*\]\(([^)]+)\)', readme) if not (ROOT/l).exists() and not (ROOT/'nbs'/l).exists()]
+
+def papermill(*args): return subprocess.run([sys.executable, '-m', 'papermill', str(ROOT/'nbs/20_emotion.ipynb'), '-', *args], cwd=ROOT, capture_output=True, text=True)
+
+@pytest.mark.parametrize('args, says', [(('-p', 'emtion', 'sad'), "did you mean 'emotion'"), (('-p', 'emotion', 'sadd'), "'sad'"), (('-p', 'source', 'nowhere'), 'Actor_01')])
+def test_a_wrong_parameter_stops_with_the_right_one(args, says, tmp_path):
+    r = papermill(*args, '-p', 'out', str(tmp_path/'r')); assert r.returncode != 0 and says in r.stderr
+
+PLAIN = '''
+import csm_expressive_nb.codes, json, sys, torch, soundfile as sf           # the first registers the codec
+from peft import PeftModel
+from transformers import AutoProcessor, CsmForConditionalGeneration
+nano, run, emotion = sys.argv[1:]; r = json.load(open(run + '/report.json'))
+model = PeftModel.from_pretrained(CsmForConditionalGeneration.from_pretrained(nano), run + '/adapter').eval(); tok = AutoProcessor.from_pretrained(nano).tokenizer
+torch.use_deterministic_algorithms(True, warn_only=True)
+for s in r['samples']:
+    ids = tok(s[emotion]['prompt'], add_special_tokens=False, return_tensors='pt'); torch.manual_seed(s['seed'])
+    y = model.generate(input_ids=ids['input_ids'], attention_mask=ids['attention_mask'], output_audio=True, **s['generate'])[0].float().numpy().reshape(-1)
+    x = sf.read(run + '/' + s[emotion]['file'], dtype='float32')[0]; assert len(x) == len(y) and (x == y).all(), s['text']
+print(len(r['samples']), 'samples equal')
+'''
+
+@pytest.fixture(scope='session')
+def sad():
+    p = ROOT/'_reports/sad'
+    if not (p/'report.json').exists(): pytest.skip('run `papermill nbs/20_emotion.ipynb -p emotion sad > /dev/null` first (.ci/run does)')
+    return p
+
+def test_peft_alone_speaks_the_reports_samples_bit_for_bit(sad):
+    r = subprocess.run([sys.executable, '-c', PLAIN, str(ROOT/'csm_expressive_nb/assets/nano'), str(sad), 'sad'], capture_output=True, text=True); assert r.returncode == 0, r.stderr[-2000:]
+    assert 'samples equal' in r.stdout
+
+def test_the_main_job_makes_a_sad_voice(sad):
+    r = json.loads((sad/'report.json').read_text()); t, w = r['judged_as_target'], r['words_recognised']
+    assert t['adapter']['value'] >= .8 and t['base']['value'] <= .3 and r['judge']['uar'] > .6
+    assert w['adapter']['value'] >= .8*w['base']['value'] and w['base']['n'] >= 100
+    assert all(g['share']['value'] >= .7 for g in r['gap'].values()) and r['neutral_nll']['rise']['value'] <= .4
+    for f in 'adapter/adapter_model.safetensors adapter/README.md config.yaml environment.json metrics.jsonl quarantine.csv index.html figures/before_after.png figures/judge.png samples/0_base.wav samples/0_sad.wav'.split(): assert (sad/f).stat().st_size > 0
+    assert 'happy' not in (sad/'adapter/README.md').read_text().splitlines()[4]
+
+def small(tmp_path, name, **kw):
+    args = [x for k, v in dict(out=str(tmp_path/name), steps=8, sentences=8, **kw).items() for x in ('-p', k, str(v))]; r = papermill(*args); assert r.returncode == 0, r.stderr[-3000:]
+    return tmp_path/name
+
+def test_running_twice_gives_an_identical_report(tmp_path):
+    a, b = (small(tmp_path, n, emotion='calm') for n in 'ab'); assert (a/'report.json').read_bytes() == (b/'report.json').read_bytes()
+    assert (a/'adapter/adapter_model.safetensors').read_bytes() == (b/'adapter/adapter_model.safetensors').read_bytes()
+
+def test_true_csm_classes_take_the_same_road(tmp_path):
+    from csm_expressive_nb.model import tiny_csm
+    from csm_expressive_nb.core import make_config
+    from csm_expressive_nb import road
+    from csm_expressive_nb.training import train_adapter
+    from csm_expressive_nb.model import load_csm
+    d = tiny_csm(tmp_path/'csm'); cfg = make_config(emotion='angry', model=str(d), out=str(tmp_path/'run'), steps=2, batch=2, rehearsal=0.); run = road.open_run(cfg)
+    model, processor = load_csm(cfg.model); keep = road.neutral_pools; road.neutral_pools = lambda m, p: ([], [])      # random weights never stop by themselves
+    try: data = road.prepare(cfg, run, model, processor)
+    finally: road.neutral_pools = keep
+    assert data.target[0].variants[0].shape[1] == 32
+    train_adapter(model, cfg, run, data.target, [], show=False); assert (run.path/'adapter/adapter_model.safetensors').exists()
+    with pytest.raises(ValueError, match='none of'): road.neutral_pools(load_csm(cfg.model)[0], processor)             # and says why they cannot rehearse
+
+@need_ravdess
+def test_real_ravdess_is_read_with_its_oddities_named(tmp_path):
+    from csm_expressive_nb.corpora import read_ravdess
+    c = read_ravdess(DATA/'ravdess'); n = len(list((DATA/'ravdess').rglob('*.wav'))); assert len(c.clips) + len(c.quarantine) == n and c.reasons() == {'duplicate': 1}
+    hashes = dict(reversed(l.split()[::2]) for l in (DATA/'ravdess_1440_sha256.txt').read_text().splitlines() if l.strip())
+    assert all(hashes[f'Actor_{x.speaker}/{Path(x.path).name}'] == x.sha256 for x in c.clips)
+    assert {'folder_mismatch', 'wrong_name'} <= set(read_ravdess(DATA/'oddities').reasons())
+    from csm_expressive_nb.audio import AudioError, load
+    want = {'truncated_in_data': 'truncated', 'truncated_odd': 'truncated', 'header_only': 'header_only', 'empty': 'empty'}; seen = set()
+    for f in sorted((DATA/'oddities').rglob('*.wav')):
+        why = next((w for k, w in want.items() if f.name.startswith(k)), 'lfs_pointer' if f.stat().st_size < 200 and f.stat().st_size > 44 else None)
+        if why: seen.add(why); pytest.raises(AudioError, load, f).match(why)
+    assert seen == {'truncated', 'header_only', 'empty', 'lfs_pointer'}
+
+@need_ravdess
+def test_real_ravdess_runs_through_the_same_notebook(tmp_path):
+    p = small(tmp_path, 'real', emotion='sad', source=str(DATA/'ravdess')); r = json.loads((p/'report.json').read_text())
+    assert r['corpus'] == [['ravdess', 'CC BY-NC-SA 4.0']] and 'NC' in (p/'adapter/README.md').read_text() and r['quarantined'] == 1
