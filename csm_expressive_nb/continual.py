@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 
 from .core import assets
-from .model import forward_codes, text_ids
+from .model import forward_codes, nll, text_ids
 from .batches import Item, collate
 
 # %% ../nbs/07_continual.ipynb #70a243ba
@@ -35,7 +35,6 @@ def neutral_items(processor, name: str = 'rehearsal', roles: set|None = None) ->
 def neutral_nll(model, items: list[Item], batch: int = 25) -> dict:
     "Mean NLL per frame of codebook 0 (`c0`), of the others (`depth`), and the per-item c0 values (`items`)"
     base = model.get_base_model() if hasattr(model, 'get_base_model') else model; model.eval(); tot = n = 0.; each = []
-    from csm_expressive_nb.model import nll
     for i in range(0, len(items), batch):
         b = [(x, x.variants[0]) for x in items[i:i+batch]]; e, l, m = collate(base, b)
         s, k = nll(base, e, l, m); tot, n = tot + s, n + k

@@ -24,7 +24,7 @@ def trainable(model) -> dict: return {n: p for n, p in model.named_parameters() 
 
 def save_checkpoint(path: Path, step: int, model, opt, sampler: Sampler):
     "Write the training state to `path` atomically; the previous file stays as `.prev`"
-    names = list(trainable(model)); t = {f'p.{n}': p.detach() for n, p in trainable(model).items()}
+    t = {f'p.{n}': p.detach() for n, p in trainable(model).items()}
     for n, p in trainable(model).items():
         for k, v in opt.state[p].items(): t[f'o.{k}.{n}'] = torch.as_tensor(v)
     t |= {f's.{k}': v for k, v in sampler.state().items()} | {'rng': torch.get_rng_state(), 'step': torch.tensor(step)}
