@@ -13,5 +13,5 @@ setup(
     packages=find_packages(include=[lib, lib + '.*']), package_data={lib: cfg['package_data'].split()},
     data_files=[(f'share/{lib}', ['settings.ini'])],          # the sdist needs it to build
     install_requires=cfg['requirements'].split(), extras_require={'dev': cfg['dev_requirements'].split()},
-    entry_points={'nbdev': [f'{lib}={lib}._modidx:d']}, zip_safe=False,
+    entry_points={'nbdev': [f'{lib}={lib}._modidx:d'], 'console_scripts': cfg['console_scripts'].split()}, zip_safe=False,
 )

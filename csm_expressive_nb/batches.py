@@ -11,17 +11,18 @@ from dataclasses import dataclass
 import torch
 from .model import embed_and_label, text_ids
 
-# %% ../nbs/06_batches.ipynb #4b33e19c
+# %% ../nbs/06_batches.ipynb #e22f8811
 @dataclass
 class Item:
     "A sentence and its sound as codes; `variants` are encodings of the same clip on shifted frame grids"
     ids: torch.Tensor            # [Tt]
     variants: list               # of [Ta,K]
     rehearsal: bool = False      # neutral speech of the base, not the target emotion
+    weight: float = 1.           # how often it is drawn, set by the dataset's balance
     @property
     def frames(self): return len(self.variants[0]) + 1
 
-# %% ../nbs/06_batches.ipynb #b81fe1c0
+# %% ../nbs/06_batches.ipynb #09a0c4c7
 class Sampler:
     "Endless batches of `n` target items plus rehearsal items; `state`/`load` continue the exact sequence"
     def __init__(self, target: list[Item], rehearsal: list[Item] = (), n: int = 12, share: float = .25, seed: int = 0):
@@ -32,11 +33,16 @@ class Sampler:
     def __next__(self) -> list[tuple[Item, torch.Tensor]]:  # (item, codes)
         out = []
         for _ in range(self.n):
-            if not self.queue: self.queue = torch.randperm(len(self.target), generator=self.g).tolist()
+            while not self.queue: self.queue = self.round()
             out.append(self.target[self.queue.pop()])
         goal = sum(i.frames for i in out)*self.share/(1 - self.share)
         while goal > 0: out.append(self.rehearsal[self.pick(len(self.rehearsal))]); goal -= out[-1].frames
         return [(i, i.variants[self.pick(len(i.variants))]) for i in out]
+    def round(self) -> list[int]:
+        "Positions of one shuffled round; weights are rounded up or down at random, without bias"
+        w = torch.tensor([i.weight for i in self.target]); again = torch.arange(len(w))
+        if not (w == 1).all(): again = again.repeat_interleave((w + torch.rand(len(w), generator=self.g)).floor().long())
+        return again[torch.randperm(len(again), generator=self.g)].tolist()
     def pick(self, n): return int(torch.randint(n, (1,), generator=self.g))
     def state(self): return dict(g=self.g.get_state(), queue=torch.tensor(self.queue, dtype=torch.long))
     def load(self, s): self.g.set_state(s['g']); self.queue = s['queue'].tolist()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['neutral_codes', 'evaluation_sentences', 'neutral_items', 'neutral_nll', 'kl', 'distillation']
 
-# %% ../nbs/07_continual.ipynb #c5d9f929
+# %% ../nbs/07_continual.ipynb #3fa7244b
 import json
 
 import torch
@@ -31,7 +31,7 @@ def neutral_items(processor, name: str = 'rehearsal', roles: set|None = None) ->
     "Shipped neutral utterances as batch items, untagged; `roles` limits the voices"
     return [Item(text_ids(processor, t, r), [c], True) for t, r, c in zip(*neutral_codes(name)) if not roles or r in roles]
 
-# %% ../nbs/07_continual.ipynb #6bac91bd
+# %% ../nbs/07_continual.ipynb #e154fbda
 def neutral_nll(model, items: list[Item], batch: int = 25) -> dict:
     "Mean NLL per frame of codebook 0 (`c0`), of the others (`depth`), and the per-item c0 values (`items`)"
     base = model.get_base_model() if hasattr(model, 'get_base_model') else model; model.eval(); tot = n = 0.; each = []

@@ -29,12 +29,12 @@ def assets(name: str = '') -> Path:  # a path inside the installed package
     if not p.exists(): raise FileNotFoundError(f'{p} is missing: reinstall the package, or make it with notebooks 30-32')
     return p
 
-# %% ../nbs/00_core.ipynb #c2f5b5fc
+# %% ../nbs/00_core.ipynb #c2e9710d
 def atomic_write(path: str|Path,        # target file; its folder is made
                  data: bytes|str) -> Path:
     "Write `data` so that a reader sees the old file or the new one, never half of one"
     path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
-    fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix='.tmp')
     with os.fdopen(fd, 'wb') as f:
         f.write(data.encode() if isinstance(data, str) else data); f.flush(); os.fsync(f.fileno())
     mask = os.umask(0); os.umask(mask); os.chmod(tmp, 0o666 & ~mask); os.replace(tmp, path)
@@ -50,7 +50,7 @@ def seed_everything(seed: int):
     random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
 
-# %% ../nbs/00_core.ipynb #3efa3b56
+# %% ../nbs/00_core.ipynb #616dadc4
 class EmotionConfig(BaseModel):
     "Settings of one emotion adapter: data, adapter, optimisation, retention terms, evaluation"
     model_config = ConfigDict(extra='forbid', validate_assignment=True)
@@ -63,6 +63,7 @@ class EmotionConfig(BaseModel):
     batch: int = Field(12, ge=1)                           # target clips per update
     lr: float = Field(1.5e-3, gt=0)
     rank: int = Field(16, ge=1)                            # LoRA r; alpha is 2 r
+    augmented: int = Field(0, ge=0)                        # extra copies of each training clip: +-1 semitone, +-5 % tempo, noise at 30-40 dB
     depth_ratio: float = Field(.5, gt=0, le=1)             # share of frames with a depth loss
     corruption: float = Field(.3, ge=0, lt=1)              # mean share of history frames replaced while training
     rehearsal: float = Field(.25, ge=0, lt=1)              # share of frames per batch that is neutral speech of the base

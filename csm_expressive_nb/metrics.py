@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PROSODY', 'prosody', 'ForcedChoice', 'reference', 'relative', 'Judge', 'prosody_table', 'relative_table']
 
-# %% ../nbs/11_metrics.ipynb #b1877731
+# %% ../nbs/11_metrics.ipynb #f95d005e
 import re
 from dataclasses import dataclass
 
@@ -17,8 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from .core import EMOTIONS
-from .audio import SR, load, rms_db, trim
-from .codes import f0_track
+from .audio import SR, f0_track, rms_db, trim
 
 # %% ../nbs/11_metrics.ipynb #34bb4247
 PROSODY = dict(f0='Hz, median', f0_sd='semitones', energy='dB re full scale', rate='letters per second', tilt='dB, 2-5 kHz over 80-1000 Hz', final_rise='semitones, last 30 % against the rest')
@@ -52,7 +51,7 @@ class ForcedChoice:
         h = d.hyp(); return h.hypstr.strip() if h else ''
     def correct(self, x, text, sr: int = SR) -> bool: return self(x, sr) == self.normal(text)
 
-# %% ../nbs/11_metrics.ipynb #c40a72a0
+# %% ../nbs/11_metrics.ipynb #f35119ab
 def reference(rows: list[dict]) -> dict:
     "A speaker's neutral reference: the median of each prosody figure"
     return {k: float(np.nanmedian([r[k] for r in rows])) for k in PROSODY}
@@ -74,11 +73,12 @@ class Judge:
         rec = {e: float(m[i, i]/n[i]) for i, e in enumerate(self.emotions) if n[i]}
         return dict(emotions=self.emotions, clips=int(n.sum()), recall=rec, uar=float(np.mean(list(rec.values()))), chance=1/len(self.emotions), confusion=m.tolist())
 
-def prosody_table(clips, gains=None) -> list[dict]:
-    "Prosody of recordings, each with its speaker's gain applied"
-    return [prosody(load(c.path)*np.float32(10**((gains or {}).get(c.speaker, 0.)/20)), c.text) for c in clips]
+def prosody_table(ds, clips) -> list[dict]:
+    "Prosody of a dataset's clips"
+    return [prosody(ds.audio(c), c.text) for c in clips]
 
 def relative_table(clips, rows) -> list[list]:
-    "Speaker-relative prosody of recordings; the reference is the speaker's own neutral clips"
-    ref = {s: reference([r for c, r in zip(clips, rows) if c.speaker == s and c.emotion == 'neutral']) for s in {c.speaker for c in clips}}
-    return [relative(r, ref[c.speaker]) for c, r in zip(clips, rows)]
+    "Speaker-relative prosody of recordings; the reference is the speaker's own neutral clips, so every speaker must have some"
+    who = lambda c: (c.corpus, c.speaker); ref = {s: [r for c, r in zip(clips, rows) if who(c) == s and c.emotion == 'neutral'] for s in map(who, clips)}
+    if bare := [s for s, r in ref.items() if not r]: raise ValueError(f'no neutral clip of {bare[0]} and {len(bare) - 1} other speakers: leave them out')
+    ref = {s: reference(r) for s, r in ref.items()}; return [relative(r, ref[who(c)]) for c, r in zip(clips, rows)]

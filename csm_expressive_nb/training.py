@@ -19,7 +19,7 @@ from .model import add_lora, forward_codes, load_csm
 from .batches import Item, Sampler, collate
 from .continual import distillation, neutral_items
 
-# %% ../nbs/08_training.ipynb #4fa50ffc
+# %% ../nbs/08_training.ipynb #07cb3aa6
 def trainable(model) -> dict: return {n: p for n, p in model.named_parameters() if p.requires_grad}
 
 def save_checkpoint(path: Path, step: int, model, opt, sampler: Sampler):

@@ -7,7 +7,7 @@ __all__ = ['W', 'T', 'VOICES', 'RULES', 'GAIN', 'TILT', 'CREMAD', 'LEVELS', 'mak
            'neutral_take', 'neutral_corpus', 'scaled', 'vary', 'random_rule', 'apply_rule', 'render', 'base_takes',
            'coarse', 'write_ravdess', 'write_cremad', 'embedded_plan', 'write_embedded']
 
-# %% ../../nbs/30_nano_corpus.ipynb #2075a628
+# %% ../../nbs/30_nano_corpus.ipynb #446665b2
 import ctypes, hashlib, multiprocessing as mp
 from pathlib import Path
 
@@ -15,9 +15,9 @@ import numpy as np, pyworld, soundfile as sf, soxr
 from tqdm.auto import tqdm
 
 from ..core import EMOTIONS, assets
-from ..audio import SR
-from ..corpora import STATEMENTS
-from ..codes import F0MAX, F0MIN, FFT, HOP, NMC, SUB, features, synthesise
+from ..audio import F0MAX, F0MIN, SR
+from ..corpora import Ravdess
+from ..codes import FFT, HOP, NMC, SUB, features, synthesise
 
 # %% ../../nbs/30_nano_corpus.ipynb #a0b7f0e0
 W = dict(
@@ -184,7 +184,7 @@ def apply_rule(mc, lf, ap, idx, rule, rng) -> tuple:
         ap = np.where(v[:, None], ap*(1 - breath) + breath*np.array([-1., -.5, -.3], np.float32), ap)
     return (mc + gain*GAIN + tilt*TILT).astype(np.float32), out.astype(np.float32), ap.astype(np.float32), idx
 
-# %% ../../nbs/30_nano_corpus.ipynb #f0a8e391
+# %% ../../nbs/30_nano_corpus.ipynb #f84b1895
 def render(take, emotion: str, intensity: float, name: str) -> np.ndarray:  # 24 kHz audio
     "One recording of a neutral take `(mc, lf, ap)` in an emotion; the seed is the file name"
     rng = np.random.default_rng(int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)); mc, lf, ap = take
@@ -204,9 +204,9 @@ def coarse(x: np.ndarray, snr: float = 42.) -> np.ndarray:  # int16
 
 def write_ravdess(folder, actors=(1, 2), processes: int = 2) -> int:  # number of files
     "RAVDESS's exact layout: 60 files per actor, 48 kHz PCM16"
-    takes = base_takes([(s, (a - 1) % 8) for a in actors for s in STATEMENTS.values()], processes); n = 0
+    takes = base_takes([(s, (a - 1) % 8) for a in actors for s in Ravdess.statements.values()], processes); n = 0
     for a in actors:
-        for code, text in STATEMENTS.items():
+        for code, text in Ravdess.statements.items():
             for e, emotion in enumerate(EMOTIONS, 1):
                 for i in ('01',) if e == 1 else ('01', '02'):
                     for rep in ('01', '02'):
