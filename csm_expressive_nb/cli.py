@@ -6,7 +6,7 @@
 __all__ = ['app', 'Out', 'Agreement', 'Clipped', 'Shares', 'Sentences', 'Balance', 'Cap', 'told', 'prepare', 'merge', 'encode',
            'corpora', 'main']
 
-# %% ../nbs/16_cli.ipynb #dabf84ab
+# %% ../nbs/16_cli.ipynb #235178c5
 import csv, sys
 from collections import Counter
 from pathlib import Path
@@ -16,9 +16,9 @@ import typer
 
 from .core import root
 from .corpora import CORPORA
-from . import dataset
+from . import dataset, figures
 
-# %% ../nbs/16_cli.ipynb #ab6cd477
+# %% ../nbs/16_cli.ipynb #b9650724
 app = typer.Typer(help='Emotional speech for CSM: corpora become datasets, datasets become codes.', no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 Out = Annotated[Path, typer.Option(help='Folder of the dataset, made here; of its own.')]
@@ -30,10 +30,11 @@ Balance = Annotated[Literal['none', 'cap', 'oversample', 'weights'], typer.Optio
 Cap = Annotated[int, typer.Option(min=0, help='Clips per cell for `--balance cap`; 0: the smallest cell.')]
 
 def told(ds: dataset.Dataset):
-    "What was made, for a human"
+    "What was made, for a human; the overview goes into the dataset's folder"
+    figures.overview(ds)
     typer.echo(dataset.summary(ds.clips).to_string() + '\n\n' + dataset.balance_table(ds.clips).to_string() + '\n')
     q = Counter(r['reason'] for r in csv.DictReader(open(ds.folder/'quarantine.csv'))); n = ds.info['quarantined']
-    typer.echo(f'{len(ds.clips)} clips in {ds.folder}, {n} files set aside{": " if n else ""}{", ".join(f"{v} {k}" for k, v in q.most_common())}')
+    typer.echo(f'{len(ds.clips)} clips in {ds.folder} (README.md, overview.png), {n} files set aside{": " if n else ""}{", ".join(f"{v} {k}" for k, v in q.most_common())}')
     for s in set(dataset.SPLITS) - {c.split for c in ds.clips}: typer.echo(f'note: the {s} split is empty: too few speakers or sentences for three parts')
 
 # %% ../nbs/16_cli.ipynb #d87fab04

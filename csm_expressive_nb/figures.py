@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['BASE', 'ADAPTER', 'HUMAN', 'STYLE', 'COLOURS', 'training_curves', 'spectrogram', 'before_after', 'gap_figure',
-           'judge_figure', 'corpus_figure', 'heard_figure']
+           'judge_figure', 'corpus_figure', 'overview', 'heard_figure']
 
-# %% ../nbs/13_figures.ipynb #77af70e9
+# %% ../nbs/13_figures.ipynb #c974ddc5
 import librosa, matplotlib.pyplot as plt, numpy as np
 
-from .core import EMOTIONS
+from .core import EMOTIONS, atomic_write
 from .audio import SR, f0_track
 
 # %% ../nbs/13_figures.ipynb #872e7f4c
@@ -63,7 +63,7 @@ def judge_figure(card: dict, said: dict, emotion: str):
         b.set_xticks(x, e, rotation=60, ha='right'); b.set(title=f'samples judged (target: {emotion})', ylabel='share of samples', ylim=(0, 1)); b.legend(frameon=False)
     return fig
 
-# %% ../nbs/13_figures.ipynb #042951fb
+# %% ../nbs/13_figures.ipynb #e6167e74
 COLOURS = dict(train=BASE, validation='#009E73', test=ADAPTER)
 
 def corpus_figure(clips: list, name: str = ''):
@@ -81,6 +81,11 @@ def corpus_figure(clips: list, name: str = ''):
             ax.set_xticks(range(len(present)), present, rotation=30); ax.set_xlim(-.6, len(present) - .4); ax.set_ylabel(unit)
         f.legend(frameon=False, markerscale=2); plt.close(fig)          # shown where it is asked for, not by pyplot a second time
     return fig
+
+def overview(ds):
+    "Write `overview.png` into a dataset's folder and show it in its card"
+    corpus_figure(ds.clips, ' + '.join(sorted({c.corpus for c in ds.clips}))).savefig(ds.folder/'overview.png', dpi=110, metadata={'Software': None}); f = ds.folder/'README.md'
+    if 'overview.png' not in f.read_text(): atomic_write(f, f.read_text() + '\n![Emotions by speaker, durations, levels, F0](overview.png)\n')
 
 def heard_figure(t):
     "Intended against heard emotion (`corpora.heard`), shares"
