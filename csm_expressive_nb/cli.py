@@ -18,26 +18,32 @@ from .core import root
 from .corpora import CORPORA
 from . import dataset, figures
 
-# %% ../nbs/16_cli.ipynb #b9650724
+# %% ../nbs/16_cli.ipynb #803a29ee
 app = typer.Typer(help='Emotional speech for CSM: corpora become datasets, datasets become codes.', no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 Out = Annotated[Path, typer.Option(help='Folder of the dataset, made here; of its own.')]
 Agreement = Annotated[float, typer.Option(min=0, max=1, help='Least share of listeners who heard the intended emotion (CREMA-D).')]
 Clipped = Annotated[int|None, typer.Option(min=0, help='Set aside clips with more samples at full scale than this; not given: only counted.')]
-Shares = Annotated[tuple[float, float, float], typer.Option(help='Speakers in train, test and validation.')]
+Shares = Annotated[tuple[float, float, float], typer.Option(metavar='TRAIN TEST VALIDATION', help='Shares of the speakers: three numbers with spaces between.')]
 Sentences = Annotated[bool, typer.Option('--sentence-disjoint', help='No sentence in two splits either; clips that would break it are set aside.')]
-Balance = Annotated[Literal['none', 'cap', 'oversample', 'weights'], typer.Option(help='Even out emotion x corpus x sex in the training split.')]
+Balance = Annotated[Literal['none', 'cap', 'oversample', 'weights'], typer.Option(help='Even out emotion x corpus x sex in the training split: cap drops clips, oversample repeats them, weights gives every emotion the same share.')]
 Cap = Annotated[int, typer.Option(min=0, help='Clips per cell for `--balance cap`; 0: the smallest cell.')]
 
 def told(ds: dataset.Dataset):
     "What was made, for a human; the overview goes into the dataset's folder"
-    figures.overview(ds)
-    typer.echo(dataset.summary(ds.clips).to_string() + '\n\n' + dataset.balance_table(ds.clips).to_string() + '\n')
-    q = Counter(r['reason'] for r in csv.DictReader(open(ds.folder/'quarantine.csv'))); n = ds.info['quarantined']
-    typer.echo(f'{len(ds.clips)} clips in {ds.folder} (README.md, overview.png), {n} files set aside{": " if n else ""}{", ".join(f"{v} {k}" for k, v in q.most_common())}')
-    for s in set(dataset.SPLITS) - {c.split for c in ds.clips}: typer.echo(f'note: the {s} split is empty: too few speakers or sentences for three parts')
+    figures.overview(ds); q = Counter(r['reason'] for r in csv.DictReader(open(ds.folder/'quarantine.csv'))); silent = sum(not c.text for c in ds.clips); draws = dataset.balance_table(ds.clips)
+    typer.echo(f'Splits (gain_estimated: speakers without neutral clips; gain_limited: clips kept within full scale)\n{dataset.summary(ds.clips).to_string()}\n')
+    typer.echo(f'Training draws (share of all; effective number of clips after repetition)\n{draws.to_string()}\n')
+    typer.echo(f'{len(ds.clips)} clips in {ds.folder} (README.md, overview.png), {ds.info["quarantined"]} files set aside in quarantine.csv{": " if q else ""}{", ".join(f"{v} {k}" for k, v in q.most_common())}')
+    if silent: typer.echo(f'note: {silent} clips have no text: good for audio-only work, left out of training')
+    for k in sorted({c.corpus for c in ds.clips}):
+        if len({c.speaker for c in ds.clips if c.corpus == k}) == 1: typer.echo(f'note: all of {k} counts as one speaker: no evaluation on unseen voices (a column `speaker` tells them apart)')
+    for s in dataset.SPLITS:
+        if not ds.select(split=s): typer.echo(f'note: the {s} split is empty: too few speakers{", or sentences for --sentence-disjoint" if ds.info["settings"]["sentence_disjoint"] else ""}')
+    for (e, k), r in draws.iterrows():
+        if r.clips < 5: typer.echo(f'note: only {r.clips:.0f} training clips of {e} in {k}')
 
-# %% ../nbs/16_cli.ipynb #d87fab04
+# %% ../nbs/16_cli.ipynb #d99a7582
 @app.command()
 def prepare(corpus: Annotated[str, typer.Argument(help=f'One of {", ".join(CORPORA)}, or auto.')], out: Out,
             source: Annotated[Path|None, typer.Option(help='Recordings on disk, in the publisher\'s layout. Without it RAVDESS and CREMA-D are downloaded.')] = None,
@@ -49,20 +55,22 @@ def prepare(corpus: Annotated[str, typer.Argument(help=f'One of {", ".join(CORPO
             tables: Annotated[Path|None, typer.Option(help='CREMA-D: folder of the publisher\'s tables, if they are not with the audio.')] = None,
             max_rejected: Annotated[float, typer.Option(min=0, max=1, help='Fail where a larger share of the recordings is unusable.')] = .1,
             min_agreement: Agreement = 0., max_clipped: Clipped = None, shares: Shares = (.6, .25, .15), sentence_disjoint: Sentences = False, balance: Balance = 'none', cap: Cap = 0):
-    "Recordings to a dataset: checked, trimmed, split by speaker, written as Parquet with FLAC inside."
+    "Recordings to a dataset: checked, trimmed, split by speaker, written as Parquet with FLAC inside. A folder of your own: metadata.csv with file, text, emotion (and speaker, sex), or folders named after emotions with a .txt beside each recording."
     kind = CORPORA.get(corpus); reader = {k: v for k, v in dict(emotion=emotion, name=name, tables=tables).items() if v}
     if source is None:
-        if not hasattr(kind, 'download'): raise ValueError(f'{corpus} cannot be downloaded from here{f": get it from {kind.url}" if kind and kind.url else ""} and name its folder with --source')
+        if not hasattr(kind, 'download'): raise ValueError(f'{corpus} cannot be downloaded from here: {f"get it from {kind.url} and " if kind and kind.url else ""}name its folder with --source')
         source = kind.download(downloads or root()/'_cache'/'downloads', **dict(mirror=mirror) if mirror else {})
     told(dataset.prepare(source, out, corpus, reader, verify=verify, max_rejected=max_rejected, min_agreement=min_agreement, max_clipped=max_clipped, shares=shares,
                          sentence_disjoint=sentence_disjoint, balance=balance, cap=cap))
 
-# %% ../nbs/16_cli.ipynb #15ce1e50
+# %% ../nbs/16_cli.ipynb #7fa1cdcd
 @app.command()
 def merge(folders: Annotated[list[Path], typer.Argument(help='Datasets made by `prepare` or `merge`.')], out: Out, min_agreement: Agreement = 0., max_clipped: Clipped = None,
           shares: Shares = (.6, .25, .15), sentence_disjoint: Sentences = False, balance: Balance = 'none', cap: Cap = 0):
     "Several datasets to one: equal recordings found across them, split and balance made anew."
-    told(dataset.merge(folders, out, min_agreement=min_agreement, max_clipped=max_clipped, shares=shares, sentence_disjoint=sentence_disjoint, balance=balance, cap=cap))
+    ds = dataset.merge(folders, out, min_agreement=min_agreement, max_clipped=max_clipped, shares=shares, sentence_disjoint=sentence_disjoint, balance=balance, cap=cap); told(ds)
+    for f in folders:
+        if gone := {c.corpus for c in dataset.Dataset(f).clips} - {c.corpus for c in ds.clips}: typer.echo(f'note: nothing of {", ".join(sorted(gone))} is left; quarantine.csv says why')
 
 @app.command()
 def encode(folder: Annotated[Path, typer.Argument(help='A dataset.')], model: Annotated[str, typer.Option(help='Whose codec: nano, csm-1b, or a local checkpoint folder.')] = 'nano',
@@ -75,7 +83,7 @@ def encode(folder: Annotated[Path, typer.Argument(help='A dataset.')], model: An
 @app.command()
 def corpora():
     "The corpora this program reads."
-    for k, c in CORPORA.items(): typer.echo(f'{k:10} {c.licence:52} {"downloads" if hasattr(c, "download") else "--source":10} {c.url}')
+    for k, c in CORPORA.items(): typer.echo(f'{k:10} {"downloads" if hasattr(c, "download") else "--source":10} {c.url or "your own recordings":60} {c.licence}')
 
 # %% ../nbs/16_cli.ipynb #def88cd6
 def main():

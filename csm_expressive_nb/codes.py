@@ -193,7 +193,7 @@ class CodeCache:
     def get(self, key: str) -> torch.LongTensor:  # [T,K]
         start, n = self.at[key]; return torch.from_numpy(np.memmap(self.bin, '<i2', 'r', start*2*self.k, (n, self.k)).astype(np.int64))
 
-# %% ../nbs/04_codes.ipynb #c292eea9
+# %% ../nbs/04_codes.ipynb #dc1bef60
 def variants(clip: Clip, shifts: int = 1, augment: Augment|None = None, copies: int = 0) -> list[dict]:
     "`dict(offset)` in samples, and for augmented copies the arguments of `audio.change`"
     if clip.split != 'train': return [dict(offset=0)]
@@ -211,8 +211,8 @@ def encode(ds: Dataset, codec, clips: list[Clip]|None = None, shifts: int = 1, a
     cache = CodeCache(ds.folder/'codes', codec_hash(codec), k)
     todo = [[(v, code_key(c, v)) for v in variants(c, shifts, augment, copies)] for c in clips]
     if any(key not in cache.at for t in todo for _, key in t):
-        total = round(sum(c.duration*len(t) for c, t in zip(clips, todo)))
-        with cache.lock, tqdm(total=total, desc='encode', unit='s of sound', leave=False) as bar:
+        total = sum(c.duration*len(t) for c, t in zip(clips, todo)); look = '{l_bar}{bar}| {n:.0f}/{total:.0f} s of sound [{elapsed}<{remaining}, {rate_fmt}]'
+        with cache.lock, tqdm(total=total + 1e-3, desc='encode', unit='s', bar_format=look, leave=False) as bar:
             cache.repair()
             for c, t in zip(clips, todo):
                 new = [(v, key) for v, key in t if key not in cache.at]; x = ds.audio(c) if new else None; bar.update(c.duration*(len(t) - len(new)))

@@ -116,19 +116,20 @@ def dataset_hash(clips: list[Clip]) -> str:
     "SHA-256 over every label and every sound"
     return hashlib.sha256('\n'.join(json.dumps(asdict(c), sort_keys=True) for c in sorted(clips, key=lambda c: c.id)).encode()).hexdigest()
 
-# %% ../nbs/03_dataset.ipynb #2e88668f
+# %% ../nbs/03_dataset.ipynb #c1ac21be
 def claim(out: str|Path, settings: dict) -> Path:
     "An empty folder, an unfinished dataset, or a finished one of the same settings; anything else is refused"
     out = Path(out); f = out/'dataset.json'
     if not f.exists() and out.is_dir() and any(p for p in out.iterdir() if not p.name.startswith('.')):
         raise ValueError(f'{out} holds other files: choose a folder of its own for the dataset')
     old = read_json(f) if f.exists() else {}; diff = changed({k: v for k, v in (old.get('settings') or {}).items() if k in settings}, settings)
+    if old.get('complete') and diff.startswith('recordings'): raise ValueError(f'{out} was made from other recordings or labels than are there now: choose another folder, or remove that one')
     if old.get('complete') and diff: raise ValueError(f'{out} is a dataset made with other settings ({diff}): choose another folder, or remove that one')
     if not old.get('complete'): write_json(f, dict(complete=False))
     return out
 
-# %% ../nbs/03_dataset.ipynb #9a420d91
-def write(out: Path, clips: list[Clip], sound, quarantine: list, settings: dict) -> 'Dataset':
+# %% ../nbs/03_dataset.ipynb #366c4bb1
+def write(out: Path, clips: list[Clip], sound, quarantine: list, settings: dict):  # the Dataset
     "Write a dataset; `sound(clip)` gives the FLAC of a clip"
     claim(out, settings); write_json(out/'dataset.json', dict(settings=settings, complete=False)); clips = sorted(clips, key=lambda c: c.id); (out/'data').mkdir(exist_ok=True)
     if len({c.id for c in clips}) < len(clips): raise CorpusError('two clips have one id: ' + next(a.id for a, b in zip(clips, clips[1:]) if a.id == b.id))
@@ -143,14 +144,14 @@ def write(out: Path, clips: list[Clip], sound, quarantine: list, settings: dict)
     info = dict(settings=settings, hash=dataset_hash(clips), clips=len(clips), quarantined=len(quarantine), complete=True)
     atomic_write(out/'README.md', card(clips, quarantine, info)); write_json(out/'dataset.json', info); return Dataset(out)
 
-# %% ../nbs/03_dataset.ipynb #1925736b
+# %% ../nbs/03_dataset.ipynb #6e8f8946
 class Dataset:
     "A dataset folder; `clips` in order of their id"
     def __init__(self, folder: str|Path):
         self.folder = Path(folder); f = self.folder/'dataset.json'
         if not f.exists(): raise FileNotFoundError(f'{self.folder} is no dataset: make one with `csm_expressive prepare`')
         self.info = read_json(f)
-        if not self.info.get('complete'): raise CorpusError(f'{self.folder} was interrupted while it was written: run the same command again')
+        if not self.info.get('complete'): raise CorpusError(f'{self.folder} is unfinished: `prepare` or `merge` failed or was interrupted; run the same command again (its quarantine.csv may say why)')
         self.files = {p.name.split('-')[0]: pq.ParquetFile(p, memory_map=True) for p in sorted((self.folder/'data').glob('*.parquet'))}; self.at, clips = {}, []
         for s, f in self.files.items():
             rows = f.read(columns=NAMES).to_pylist(); self.at |= {r['id']: (s, i//64, i % 64) for i, r in enumerate(rows)}
@@ -185,7 +186,7 @@ def markdown(t: pd.DataFrame) -> str:
     t = t.reset_index(); line = lambda r: '| ' + ' | '.join(str(v) for v in r) + ' |'
     return '\n'.join([line(t.columns), line(['---']*len(t.columns)), *map(line, t.itertuples(index=False))])
 
-# %% ../nbs/03_dataset.ipynb #33d42f53
+# %% ../nbs/03_dataset.ipynb #8ffe3ebb
 def card(clips: list[Clip], quarantine: list, info: dict) -> str:
     "README.md of a dataset: what `datasets` and a human want to know"
     licences = sorted({f'- {c.corpus}: {c.licence}' for c in clips}); gone = Counter(q[1] for q in quarantine); name = ' + '.join(sorted({c.corpus for c in clips}))
@@ -198,9 +199,11 @@ def card(clips: list[Clip], quarantine: list, info: dict) -> str:
 
 {len(clips)} clips, {sum(c.duration for c in clips)/60:.1f} minutes, 24 kHz mono FLAC in Parquet; hash `{info["hash"][:16]}`. Made by `csm_expressive_nb`.
 
-`from datasets import load_dataset; ds = load_dataset("path/to/this/folder")`
+`from datasets import Audio, load_dataset; ds = load_dataset("path/to/this/folder").cast_column("audio", Audio(decode=False))`
 
-Sounds are as recorded; multiply by `10**(gain_db/20)` for one gain per speaker (neutral speech at -25 dB; `limited` clips less, so that they stay within full scale). Without torchcodec: `ds.cast_column("audio", Audio(decode=False))`.
+`soundfile.read(io.BytesIO(row["audio"]["bytes"]))` gives the sound: trimmed, not levelled. Multiplied by `10**(row["gain_db"]/20)` it has one gain per speaker (neutral speech at -25 dB; `limited` clips less, so that they stay within full scale). With torchcodec installed the cast is not needed.
+
+Made with: {", ".join(f"{k} {v}" for k, v in info["settings"].items() if k not in ("recordings", "source"))}.
 
 ## Licences
 
@@ -214,7 +217,7 @@ What is trained on these recordings inherits their limits. Use voices only as th
 
 {markdown(table(clips, 'corpus'))}
 
-Training draws, balance `{info["settings"].get("balance", "none")}`:
+Training draws (`share` of all, `effective` number of clips after repetition), balance `{info["settings"].get("balance", "none")}`:
 
 {markdown(balance_table(clips))}
 
@@ -260,14 +263,14 @@ def same_sound(clips: list[Clip]) -> tuple[list[Clip], list]:  # (clips, [(clip,
         gone += [(clips[i], e) for i, e in bad.items()]; clips = [c for i, c in enumerate(clips) if i not in bad]
     return clips, gone
 
-# %% ../nbs/03_dataset.ipynb #f01b06ea
+# %% ../nbs/03_dataset.ipynb #61e56891
 def prepare(source: str|Path, out: str|Path, corpus: str = 'auto', reader: dict|None = None, **settings) -> Dataset:
     "Read, check, process, split and write; running it again after an interruption gives the same bytes"
     cfg = DataConfig(**settings); r = reader_for(source, corpus, **reader or {})
     made = dict(source=r.name, **cfg.model_dump(mode='json'), **{k: str(v) for k, v in (reader or {}).items() if k not in ('tables', 'name')})
     out = claim(out, made); c = read(r, cfg.verify)
     if not read_json(out/'dataset.json').get('complete'): c.write_quarantine(out/'quarantine.csv')
-    c.accept(cfg.max_rejected); made['recordings'] = hashlib.sha256(json.dumps([(x.source, x.sha256) for x in c.clips]).encode()).hexdigest()
+    c.accept(cfg.max_rejected); made['recordings'] = hashlib.sha256(json.dumps([asdict(x) for x in c.clips]).encode()).hexdigest()
     jobs = (joblib.delayed(process)(x, c.path(x)) for x in c.clips); spool, at, done = tempfile.TemporaryFile(), {}, []
     workers = joblib.Parallel(n_jobs=-1 if len(c.clips) > 1000 else 1, return_as='generator')           # starting workers takes seconds
     for x, b in tqdm(workers(jobs), total=len(c.clips), desc=f'prepare {r.name}', unit='clip', leave=False):

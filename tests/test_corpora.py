@@ -151,7 +151,7 @@ def test_a_finished_dataset_is_neither_replaced_nor_half_replaced(tmp_path):
     with pytest.raises(ValueError, match='other settings'): dataset.prepare(own(tmp_path/'other', ROWS, seed=1), tmp_path/'ds')
     with pytest.raises(ValueError, match='recordings'): dataset.prepare(own(tmp_path/'x', ROWS, seed=1), tmp_path/'ds', reader=dict(name='a'))
     with pytest.raises(ValueError, match='train has some'): dataset.prepare(a, tmp_path/'new', shares=(0, 0, 0))
-    with pytest.raises(ValueError, match='no option emotion'): dataset.prepare(assets('corpus'), tmp_path/'new', reader=dict(emotion='sad'))
+    with pytest.raises(ValueError, match='no option --emotion'): dataset.prepare(assets('corpus'), tmp_path/'new', reader=dict(emotion='sad'))
     assert tree(tmp_path/'ds') == whole
     real = os.replace
     def stop(a, b): real(a, b) if not Path(b).name.startswith('test-') else (_ for _ in ()).throw(KeyboardInterrupt)
