@@ -18,7 +18,7 @@ from .core import root
 from .corpora import CORPORA
 from . import dataset, figures
 
-# %% ../nbs/16_cli.ipynb #803a29ee
+# %% ../nbs/16_cli.ipynb #b48b4a01
 app = typer.Typer(help='Emotional speech for CSM: corpora become datasets, datasets become codes.', no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 Out = Annotated[Path, typer.Option(help='Folder of the dataset, made here; of its own.')]
@@ -35,6 +35,7 @@ def told(ds: dataset.Dataset):
     typer.echo(f'Splits (gain_estimated: speakers without neutral clips; gain_limited: clips kept within full scale)\n{dataset.summary(ds.clips).to_string()}\n')
     typer.echo(f'Training draws (share of all; effective number of clips after repetition)\n{draws.to_string()}\n')
     typer.echo(f'{len(ds.clips)} clips in {ds.folder} (README.md, overview.png), {ds.info["quarantined"]} files set aside in quarantine.csv{": " if q else ""}{", ".join(f"{v} {k}" for k, v in q.most_common())}')
+    if loud := sum(c.gain_from == 'limited' for c in ds.clips): typer.echo(f'note: {loud} clips were turned down to stay within full scale; a lower --level keeps more of their loudness')
     if silent: typer.echo(f'note: {silent} clips have no text: good for audio-only work, left out of training')
     for k in sorted({c.corpus for c in ds.clips}):
         if len({c.speaker for c in ds.clips if c.corpus == k}) == 1: typer.echo(f'note: all of {k} counts as one speaker: no evaluation on unseen voices (a column `speaker` tells them apart)')
@@ -43,7 +44,7 @@ def told(ds: dataset.Dataset):
     for (e, k), r in draws.iterrows():
         if r.clips < 5: typer.echo(f'note: only {r.clips:.0f} training clips of {e} in {k}')
 
-# %% ../nbs/16_cli.ipynb #d99a7582
+# %% ../nbs/16_cli.ipynb #9db9bbd2
 @app.command()
 def prepare(corpus: Annotated[str, typer.Argument(help=f'One of {", ".join(CORPORA)}, or auto.')], out: Out,
             source: Annotated[Path|None, typer.Option(help='Recordings on disk, in the publisher\'s layout. Without it RAVDESS and CREMA-D are downloaded.')] = None,
@@ -53,6 +54,7 @@ def prepare(corpus: Annotated[str, typer.Argument(help=f'One of {", ".join(CORPO
             emotion: Annotated[str, typer.Option(help='For a folder whose table has no emotion: the emotion of all of it.')] = '',
             name: Annotated[str, typer.Option(help='For a folder of your own: what to call the corpus; not given: the folder\'s name.')] = '',
             tables: Annotated[Path|None, typer.Option(help='CREMA-D: folder of the publisher\'s tables, if they are not with the audio.')] = None,
+            level: Annotated[float, typer.Option(min=-60, max=0, help='Where a speaker\'s gain puts neutral speech, dB re full scale; lower leaves more room for shouting.')] = -25.,
             max_rejected: Annotated[float, typer.Option(min=0, max=1, help='Fail where a larger share of the recordings is unusable.')] = .1,
             min_agreement: Agreement = 0., max_clipped: Clipped = None, shares: Shares = (.6, .25, .15), sentence_disjoint: Sentences = False, balance: Balance = 'none', cap: Cap = 0):
     "Recordings to a dataset: checked, trimmed, split by speaker, written as Parquet with FLAC inside. A folder of your own: metadata.csv with file, text, emotion (and speaker, sex), or folders named after emotions with a .txt beside each recording."
@@ -60,7 +62,7 @@ def prepare(corpus: Annotated[str, typer.Argument(help=f'One of {", ".join(CORPO
     if source is None:
         if not hasattr(kind, 'download'): raise ValueError(f'{corpus} cannot be downloaded from here: {f"get it from {kind.url} and " if kind and kind.url else ""}name its folder with --source')
         source = kind.download(downloads or root()/'_cache'/'downloads', **dict(mirror=mirror) if mirror else {})
-    told(dataset.prepare(source, out, corpus, reader, verify=verify, max_rejected=max_rejected, min_agreement=min_agreement, max_clipped=max_clipped, shares=shares,
+    told(dataset.prepare(source, out, corpus, reader, verify=verify, max_rejected=max_rejected, min_agreement=min_agreement, max_clipped=max_clipped, shares=shares, level=level,
                          sentence_disjoint=sentence_disjoint, balance=balance, cap=cap))
 
 # %% ../nbs/16_cli.ipynb #7fa1cdcd

@@ -77,7 +77,7 @@ class Corpus:
     def reasons(self) -> dict: return dict(Counter(r[1] for r in self.quarantine))
     def write_quarantine(self, path) -> Path: return write_csv(path, ('path', 'reason', 'also', 'detail'), sorted(self.quarantine))
 
-# %% ../nbs/02_corpora.ipynb #491ed875
+# %% ../nbs/02_corpora.ipynb #f2cebf3c
 from fastcore.basics import patch
 
 UNCOUNTED = {'not_audio', 'wrong_format', 'duplicate'}
@@ -88,7 +88,7 @@ def accept(self: Corpus, max_rejected: float = .1) -> Corpus:
     bad = Counter(r[1] for r in self.quarantine if r[1] not in UNCOUNTED); n = bad.total(); every = n + len(self.clips)
     rows = [q for q in self.quarantine if q[1] not in UNCOUNTED]
     why = '; '.join(f'{k} of {n} set aside for {r!r} ({REASONS[r]})' for r, k in bad.most_common(1)) or 'the folder holds no recordings'
-    if rows: first = next(q for q in rows if q[1] == bad.most_common(1)[0][0]); why += f', first {first[0]} ({first[3]})'
+    if rows: first = next(q for q in rows if q[1] == bad.most_common(1)[0][0]); why += f', first {first[0]}' + f' ({first[3]})'*(first[3] != REASONS[first[1]])
     if not rows and any(self.folder.glob('*.zip')): why += ', only a zip: unpack it first'
     if self.looks_like and not self.clips: why += f'. It looks like {self.looks_like}'
     if bad['lfs_pointer']:

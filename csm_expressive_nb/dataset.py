@@ -186,11 +186,11 @@ def markdown(t: pd.DataFrame) -> str:
     t = t.reset_index(); line = lambda r: '| ' + ' | '.join(str(v) for v in r) + ' |'
     return '\n'.join([line(t.columns), line(['---']*len(t.columns)), *map(line, t.itertuples(index=False))])
 
-# %% ../nbs/03_dataset.ipynb #8ffe3ebb
+# %% ../nbs/03_dataset.ipynb #ea9c00cd
 def card(clips: list[Clip], quarantine: list, info: dict) -> str:
     "README.md of a dataset: what `datasets` and a human want to know"
     licences = sorted({f'- {c.corpus}: {c.licence}' for c in clips}); gone = Counter(q[1] for q in quarantine); name = ' + '.join(sorted({c.corpus for c in clips}))
-    head = dict(license='other', task_categories=['text-to-speech', 'audio-classification'], language=sorted({c.language for c in clips}),
+    s = info['settings']; head = dict(license='other', task_categories=['text-to-speech', 'audio-classification'], language=sorted({c.language for c in clips}),
                 tags=['emotion', 'speech'], pretty_name=name)
     return f'''---
 {yaml.safe_dump(head, sort_keys=False).strip()}
@@ -201,9 +201,9 @@ def card(clips: list[Clip], quarantine: list, info: dict) -> str:
 
 `from datasets import Audio, load_dataset; ds = load_dataset("path/to/this/folder").cast_column("audio", Audio(decode=False))`
 
-`soundfile.read(io.BytesIO(row["audio"]["bytes"]))` gives the sound: trimmed, not levelled. Multiplied by `10**(row["gain_db"]/20)` it has one gain per speaker (neutral speech at -25 dB; `limited` clips less, so that they stay within full scale). With torchcodec installed the cast is not needed.
+`soundfile.read(io.BytesIO(row["audio"]["bytes"]))` gives the sound: trimmed, not levelled. Multiplied by `10**(row["gain_db"]/20)` it has one gain per speaker (neutral speech at {"%g dB" % s["level"] if "level" in s else "the level its dataset was prepared with"}; `limited` clips less, so that they stay within full scale). With torchcodec installed the cast is not needed.
 
-Made with: {", ".join(f"{k} {v}" for k, v in info["settings"].items() if k not in ("recordings", "source"))}.
+Made with: {", ".join(f"{k} {v}" for k, v in s.items() if k not in ("recordings", "source"))}.
 
 ## Licences
 
@@ -226,7 +226,7 @@ Training draws (`share` of all, `effective` number of clips after repetition), b
 {", ".join(f"{n} {r}" for r, n in gone.most_common()) or "nothing"} (`quarantine.csv`).
 '''
 
-# %% ../nbs/03_dataset.ipynb #9719a346
+# %% ../nbs/03_dataset.ipynb #10191c87
 class DataConfig(BaseModel):
     "How recordings become a dataset"
     model_config = ConfigDict(extra='forbid', frozen=True)
@@ -235,6 +235,7 @@ class DataConfig(BaseModel):
     min_agreement: float = Field(0., ge=0, le=1)                 # share of listeners who heard the intended emotion, where there are votes
     max_clipped: int|None = Field(None, ge=0)                    # samples at full scale; None: only counted
     shares: tuple[float, float, float] = (.6, .25, .15)          # of the speakers: train, test, validation
+    level: float = Field(-25., ge=-60, le=0)                     # dB re full scale: where a speaker's gain puts neutral speech
     sentence_disjoint: bool = False
     balance: Literal['none', 'cap', 'oversample', 'weights'] = 'none'
     cap: int = Field(0, ge=0)                                    # clips per cell for `cap`; 0: the smallest cell
@@ -263,7 +264,7 @@ def same_sound(clips: list[Clip]) -> tuple[list[Clip], list]:  # (clips, [(clip,
         gone += [(clips[i], e) for i, e in bad.items()]; clips = [c for i, c in enumerate(clips) if i not in bad]
     return clips, gone
 
-# %% ../nbs/03_dataset.ipynb #61e56891
+# %% ../nbs/03_dataset.ipynb #0f1c60fc
 def prepare(source: str|Path, out: str|Path, corpus: str = 'auto', reader: dict|None = None, **settings) -> Dataset:
     "Read, check, process, split and write; running it again after an interruption gives the same bytes"
     cfg = DataConfig(**settings); r = reader_for(source, corpus, **reader or {})
@@ -275,7 +276,7 @@ def prepare(source: str|Path, out: str|Path, corpus: str = 'auto', reader: dict|
     workers = joblib.Parallel(n_jobs=-1 if len(c.clips) > 1000 else 1, return_as='generator')           # starting workers takes seconds
     for x, b in tqdm(workers(jobs), total=len(c.clips), desc=f'prepare {r.name}', unit='clip', leave=False):
         at[x.id] = spool.tell(), len(b); spool.write(b); done.append(x)
-    gain = speaker_gains([(x.speaker, x.emotion, x.level_db + x.gain_db) for x in done])                 # one per speaker ...
+    gain = speaker_gains([(x.speaker, x.emotion, x.level_db + x.gain_db) for x in done], cfg.level)      # one per speaker ...
     done, twins = same_sound([level(x, *gain[x.speaker]) for x in done]); clips, gone = choose(done, cfg)  # ... and a ceiling
     def sound(x): spool.seek(at[x.id][0]); return spool.read(at[x.id][1])
     return write(out, clips, sound, c.quarantine + [(x.source, e.reason, '', e.detail) for x, e in twins + gone], made)
@@ -302,7 +303,7 @@ def found(place: str|Path) -> tuple[dict, pd.DataFrame]:  # ({name: Dataset}, wh
         except ValueError as e: skipped.append(dict(folder=d.relative_to(place).as_posix(), why=str(e).replace(str(place), '...')))
     return {d if isinstance(d, str) else d.relative_to(place).as_posix(): v for d, v in out.items()}, pd.DataFrame(skipped, columns=['folder', 'why'])
 
-# %% ../nbs/03_dataset.ipynb #0b1776d7
+# %% ../nbs/03_dataset.ipynb #4bb2cece
 def set_aside(ds: Dataset) -> list[tuple]:
     "Quarantine rows of a dataset, the corpus named in front of the path"
     rows = csv.reader(open(ds.folder/'quarantine.csv', newline='')); next(rows); s = ds.info['settings']['source']
@@ -310,7 +311,7 @@ def set_aside(ds: Dataset) -> list[tuple]:
 
 def merge(folders: list[str|Path], out: str|Path, **settings) -> Dataset:
     "One dataset from several; equal recordings count once, contradicting ones not at all"
-    cfg = DataConfig(**settings); parts = [Dataset(f) for f in folders]; made = dict(source=sorted(p.info['hash'] for p in parts), **cfg.model_dump(mode='json')); out = claim(out, made)
+    cfg = DataConfig(**settings); parts = [Dataset(f) for f in folders]; made = dict(source=sorted(p.info['hash'] for p in parts), **cfg.model_dump(mode='json', exclude={'level', 'verify', 'max_rejected'})); out = claim(out, made)
     good, twins = same_sound(sorted((replace(x, split='', weight=1.) for p in parts for x in p.clips), key=lambda x: (x.id, x.audio_sha256)))
     if clash := [a.id for a, b in zip(good, good[1:]) if a.id == b.id]:
         raise CorpusError(f'{clash[0]} is in two of the datasets with different sound: if they are different corpora, prepare one of them under another name (`--name`)')
