@@ -119,7 +119,7 @@ class Espeak:
         b = text.encode() + b'\0'; self.lib.espeak_Synth(b, len(b), 0, 1, 0, 1, None, None); self.lib.espeak_Synchronize()
         return np.concatenate(self.wav).astype(np.float64)/32768, self.events
 
-# %% ../../nbs/30_nano_corpus.ipynb #d2f5afb4
+# %% ../../nbs/30_nano_corpus.ipynb #a8c12b3d
 def speak_once(es: Espeak, text: str, voice: tuple, pad=(.16, .22)) -> tuple:  # (audio [n] at 24 kHz, byte index per 10 ms, -1 in silence)
     "A flat neutral take at -25 dB, with the position in the text that is being spoken (linear within each word)"
     x, events = es.say(text, voice[2], voice[4]); x = soxr.resample(x, es.sr, SR, 'HQ')
@@ -141,7 +141,7 @@ def neutral_take(es: Espeak, text: str, v: int, pad=(.16, .22)) -> tuple:  # (mc
 def _chunk(jobs): es = Espeak(); return [(t, v, *(a.astype(np.float16) if a.ndim == 2 else a for a in neutral_take(es, t, v))) for t, v in jobs]
 
 def neutral_corpus(jobs: list[tuple], processes: int = 2, chunk: int = 64) -> list[tuple]:  # (text, v, mc, lf, ap, idx)
-    "Neutral takes of `(text, voice)` jobs; equal on every run and for every number of processes"
+    "Neutral takes of `(text, voice)` jobs; equal on every run and for every number of processes, but for the breath of two female variants"
     parts = [jobs[i:i+chunk] for i in range(0, len(jobs), chunk)]
     with mp.get_context('fork').Pool(processes, maxtasksperchild=1) as p: return [r for c in tqdm(p.imap(_chunk, parts), total=len(parts), desc='takes', unit='chunk') for r in c]
 
