@@ -31,7 +31,7 @@ def depth_config(model):
     try: yield
     finally: m.depth_decoder.generation_config = type(m.depth_decoder.generation_config).from_dict(old); transformers.logging.set_verbosity(loud)
 
-# %% ../nbs/10_speak.ipynb #7764f34a
+# %% ../nbs/10_speak.ipynb #620edc28
 @dataclass
 class Speech:
     "One spoken sentence"
@@ -43,15 +43,15 @@ class Speech:
 
 @torch.no_grad()
 def speak(model, processor, texts: list[str], roles: list[int], tag: str = '', seed: int = 0, temperature: float = .6,
-          max_frames: int = 75, batch: int = 28, desc: str = 'speak') -> list[Speech]:
+          max_frames: int = 75, batch: int = 28, desc: str = 'speak', show: bool = True) -> list[Speech]:
     "Speak `texts` with voices `roles`; the same arguments give the same sound"
     model.eval(); eos = model.config.codebook_eos_token_id; tok = processor.tokenizer; out = []
-    for i in tqdm(range(0, len(texts), batch), desc=desc, unit='batch'):
+    for i in tqdm(range(0, len(texts), batch), desc=desc, unit='batch', disable=not show):
         ids = [text_ids(processor, t, r, tag) for t, r in zip(texts[i:i+batch], roles[i:i+batch])]; n = max(map(len, ids))
         pad = torch.stack([torch.cat([x.new_full((n - len(x),), tok.pad_token_id), x]) for x in ids])
         mask = torch.stack([(torch.arange(n) >= n - len(x)).long() for x in ids])
         torch.manual_seed(seed)
-        with depth_config(model): got = model.generate(input_ids=pad, attention_mask=mask, **generate_kwargs(model, temperature, max_frames))
+        with depth_config(model): got = model.generate(input_ids=pad.to(model.device), attention_mask=mask.to(model.device), **generate_kwargs(model, temperature, max_frames)).cpu()
         for codes, t, r in zip(got, texts[i:], roles[i:]):
             stop = (codes[:, :-1] == eos).all(1).nonzero(); end = int(stop[0]) if len(stop) else len(codes)
             out.append(Speech(t, r, decode(model, codes[:end]), codes[:end], len(stop) > 0))
@@ -61,7 +61,7 @@ def decode(model, codes: torch.Tensor) -> np.ndarray:
     "Audio of codes `[T,K]`; at least one frame"
     m = model.get_base_model() if hasattr(model, 'get_base_model') else model
     if not len(codes): return np.zeros(1920, np.float32)
-    return m.codec_model.decode(codes.T[None]).audio_values[0, 0].cpu().numpy()
+    return m.codec_model.decode(codes.T[None].to(m.device)).audio_values[0, 0].cpu().numpy()
 
 # %% ../nbs/10_speak.ipynb #1b19816c
 def self_generated(model, processor, texts: list[str], roles: list[int], seed: int = 0, max_frames: int = 75) -> list[Item]:
