@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from .model import Turn, nll, pack
 
-# %% ../nbs/06_batches.ipynb #7b3b01e8
+# %% ../nbs/06_batches.ipynb #5ea7ea78
 @dataclass
 class Item:
     "A sentence and its sound as codes; `variants` are encodings of the same clip on shifted frame grids"
@@ -20,6 +20,7 @@ class Item:
     rehearsal: bool = False      # neutral speech of the base, not the target emotion
     weight: float = 1.           # how often it is drawn, set by the dataset's balance
     speaker: str = ''            # whose context turns fit
+    text: str = ''               # what is said, without tags: a context turn says something else where it can
     @property
     def frames(self): return len(self.variants[0]) + 1
     def turn(self, codes=None, keep=None, seen=None): return Turn(self.ids, self.variants[0] if codes is None else codes, keep, seen, self.rehearsal)
@@ -38,7 +39,7 @@ def corrupt(codes: torch.Tensor, pool: torch.Tensor, mean: float, g: torch.Gener
     hit = torch.rand(len(codes), generator=g) < rate
     return torch.where(hit[:, None], pool[torch.randint(len(pool), (len(codes),), generator=g)], codes)
 
-# %% ../nbs/06_batches.ipynb #d7b7ca71
+# %% ../nbs/06_batches.ipynb #41e1e03a
 class Sampler:
     "Updates of `n` target clips plus rehearsal; `update(step)` in order, `state`/`load` to go on later with the same sequence"
     def __init__(self, target: list[Item], rehearsal: list[Item] = (), n: int = 12, share: float = .25, seed: int = 0, contexts: dict[str, list[Item]]|None = None,
@@ -66,7 +67,7 @@ class Sampler:
     def before(self, i: Item) -> list[Turn]:
         "A context turn for `i`, or none: another clip of its speaker, another sentence where there is one"
         if not self.context or i.rehearsal or float(torch.rand(1, generator=self.g)) >= self.context: return []
-        others = [c for c in self.contexts.get(i.speaker, ()) if c.ids.tolist() != i.ids.tolist()]
+        near = [c for c in self.contexts.get(i.speaker, ()) if c is not i]; others = [c for c in near if c.text != i.text] or near
         return [(c := others[self.pick(len(others))]).turn(c.variants[self.pick(len(c.variants))])] if others else []
     def update(self, step: int) -> list[list[Turn]]:
         "The conversations of update `step`, everything about them drawn"
@@ -76,17 +77,18 @@ class Sampler:
     def state(self): return dict(queue=torch.tensor(self.queue, dtype=torch.long), owed=torch.tensor(self.owed, dtype=torch.float64))
     def load(self, s): self.queue, self.owed = s['queue'].tolist(), float(s['owed'])
 
-# %% ../nbs/06_batches.ipynb #2f760834
+# %% ../nbs/06_batches.ipynb #fdb653d6
 def micro_batches(talks: list[list[Turn]], tokens: int, world: int = 1) -> list[list[list[list[Turn]]]]:  # [world][micro-batch][conversation]
     "`talks` for `world` processes, each micro-batch within `tokens` positions"
     size = [sum(map(len, t)) for t in talks]; k = -(-sum(size)//tokens)
     if max(size) > tokens: raise ValueError(f'a conversation of {max(size)} positions does not fit tokens={tokens}: raise `tokens`, shorten the clips, or set `context` to 0')
     if len(talks) < world: raise ValueError(f'an update of {len(talks)} clips cannot be shared by {world} processes: raise `batch`')
     while True:
-        k = -(-k//world)*world; bins, load = [[] for _ in range(k)], [0]*k
+        k = -(-k//world)*world
+        if k > len(talks): raise ValueError(f'{len(talks)} clips cannot be cut into micro-batches of {tokens} positions for {world} processes: raise `tokens` or `batch`')
+        bins, load = [[] for _ in range(k)], [0]*k
         for i in sorted(range(len(talks)), key=lambda i: (-size[i], i)): j = load.index(min(load)); bins[j].append(i); load[j] += size[i]
         if max(load) <= tokens: return [[[talks[i] for i in sorted(b)] for b in bins[r::world]] for r in range(world)]
-        if k >= len(talks): raise ValueError(f'{len(talks)} clips cannot be cut into micro-batches of {tokens} positions for {world} processes: raise `tokens` or `batch`')
         k += 1
 
 def counts(talks: list[list[Turn]]) -> dict[str, int]:

@@ -6,8 +6,8 @@
 __all__ = ['app', 'Out', 'Agreement', 'Clipped', 'Shares', 'Sentences', 'Balance', 'Cap', 'told', 'prepare', 'merge', 'encode',
            'corpora', 'settings', 'pairs', 'finetune', 'main']
 
-# %% ../nbs/19_cli.ipynb #e5b6e69e
-import csv, os, subprocess, sys
+# %% ../nbs/19_cli.ipynb #93677b9e
+import csv, os, sys
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal
@@ -87,10 +87,10 @@ def corpora():
     "The corpora this program reads."
     for k, c in CORPORA.items(): typer.echo(f'{k:10} {"downloads" if hasattr(c, "download") else "--source":10} {c.url or "your own recordings":60} {c.licence}')
 
-# %% ../nbs/19_cli.ipynb #900e3bb4
+# %% ../nbs/19_cli.ipynb #f0e127f6
 def settings(emotion: str, config: str, memory: int|None, given: dict):
     "Configuration of a `finetune` command: a YAML file (or the name of a shipped one), then what was `given`"
-    cls = EmotionConfig if emotion else ExpressiveConfig; given = {k: v for k, v in (given | (dict(emotion=emotion) if emotion else {})).items() if v is not None}
+    cls = EmotionConfig if emotion else ExpressiveConfig; given = given | (dict(emotion=emotion) if emotion else {})
     if not config:
         if memory is not None: raise ValueError('--memory picks a part of a --config file: give one, expressive and emotion are shipped')
         return make_config(cls, **given)
@@ -103,18 +103,18 @@ def pairs(items: list[str]) -> dict:
     if bad := [x for x in items if '=' not in x]: raise ValueError(f'--set {bad[0]}: write name=value')
     return {k.strip(): yaml.safe_load(v) for k, v in (x.split('=', 1) for x in items)}
 
-# %% ../nbs/19_cli.ipynb #c6adf574
+# %% ../nbs/19_cli.ipynb #07a9e34d
 @app.command()
-def finetune(data: Annotated[str, typer.Option(help='A prepared dataset, a folder of recordings, or embedded.')] = 'embedded', model: Annotated[str|None, typer.Option(help='nano, csm-1b, csm-1b-shape, or a local checkpoint folder.')] = None,
+def finetune(data: Annotated[str|None, typer.Option(help='A prepared dataset, a folder of recordings, or embedded.')] = None, model: Annotated[str|None, typer.Option(help='nano, csm-1b, csm-1b-shape, or a local checkpoint folder.')] = None,
              out: Annotated[Path|None, typer.Option(help='Run folder; started again with the same settings it goes on. Not given: _reports/<emotion or expressive>.')] = None, emotion: Annotated[str, typer.Option(help=f'One of {", ".join(EMOTIONS)}; not given: the general stage, all emotions by tag.')] = '',
              config: Annotated[str, typer.Option(help='YAML file with settings, or the name of a shipped one: expressive, emotion.')] = '', memory: Annotated[int|None, typer.Option(help='GB of one GPU: picks that part of the YAML file.')] = None,
              steps: Annotated[int|None, typer.Option(min=1, help='Optimizer updates.')] = None, sets: Annotated[list[str], typer.Option('--set', help='Any other setting, as name=value; again for more.')] = [],
              gpus: Annotated[int, typer.Option(min=1, help='Processes, one per GPU.')] = 1, dry_run: Annotated[bool, typer.Option('--dry-run', help='Only say what would be trained, in how much memory and time.')] = False,
              tflops: Annotated[float|None, typer.Option(help='For --dry-run: sustained TFLOP/s of one GPU; not given: a third of this machine\'s matrix product.')] = None):
     "Train on a dataset: adapter, samples, report and page in one run folder. Killed at any point, run it again."
-    cfg = settings(emotion, config, memory, dict(source=data, model=model, out=None if out is None else str(out), steps=steps) | pairs(sets))
+    cfg = settings(emotion, config, memory, {k: v for k, v in dict(source=data, model=model, out=None if out is None else str(out), steps=steps).items() if v is not None} | pairs(sets))
     if dry_run: from csm_expressive_nb.plan import plan, plan_text; typer.echo(plan_text(plan(cfg, [emotion] if emotion else cfg.emotions, tflops, gpus), cfg)); return
-    if gpus > 1 and 'WORLD_SIZE' not in os.environ: sys.exit(subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={gpus}', '-m', 'csm_expressive_nb.cli', *sys.argv[1:]]).returncode)
+    if gpus > 1 and 'WORLD_SIZE' not in os.environ: os.execv(sys.executable, [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={gpus}', '-m', 'csm_expressive_nb.cli', *sys.argv[1:]])
     from csm_expressive_nb import expressive, road
     run, report = (road.emotion_run if emotion else expressive.finetune)(cfg)
     if report: typer.echo(f'listen: {run.path/"index.html"}\nreport: {run.path/"report.json"}\nadapter: {run.path/"adapter"}')

@@ -90,20 +90,20 @@ def nearest(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     "Index of the closest row of `table` [k,d] for each row of `x` [n,d]"
     return torch.cat([(table.pow(2).sum(1) - 2*b@table.T).argmin(1) for b in x.split(8192)]) if len(x) else x.new_zeros(0, dtype=torch.long)
 
-# %% ../nbs/04_codes.ipynb #b99671d5
+# %% ../nbs/04_codes.ipynb #514a796b
 from fastcore.basics import patch
 
 @patch
 def phonetic(self: NanoCodecModel, env: torch.Tensor) -> torch.Tensor:  # [T,8,24] mean-free -> [T,192]
     "The frame with its mean loudness and tilt weighted down: where codebook 0 is chosen"
-    w = torch.tensor(self.config.level_weight, dtype=env.dtype); e = env.clone()
+    w = torch.tensor(self.config.level_weight, dtype=env.dtype, device=env.device); e = env.clone()
     e[:, :, :2] += (w - 1)*env[:, :, :2].mean(1, keepdim=True)
     return e.reshape(len(e), -1)
 
 @patch
 def quantise(self: NanoCodecModel, env, pitch, aper) -> torch.Tensor:  # frames -> codes [T,6]
     "Codes of frames"
-    env, pitch, aper = (torch.as_tensor(a).to(self.pitch.dtype) for a in (env, pitch, aper)); env = env - self.envelope_mean
+    env, pitch, aper = (torch.as_tensor(a).to(self.pitch) for a in (env, pitch, aper)); env = env - self.envelope_mean
     c0 = nearest(self.phonetic(env), self.select)
     r = (env.reshape(len(env), -1) - self.envelope[c0]).reshape(-1, SUB, NMC)
     lev = nearest(r[:, :, :2].reshape(len(r), -1), self.level)

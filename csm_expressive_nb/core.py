@@ -7,14 +7,14 @@ __all__ = ['EMOTIONS', 'root', 'assets', 'atomic_write', 'write_json', 'read_jso
            'EmotionConfig', 'ExpressiveConfig', 'unknown', 'make_config', 'load_config', 'notebook_config', 'Run',
            'whole_lines', 'changed', 'environment']
 
-# %% ../nbs/00_core.ipynb #f260ec78
+# %% ../nbs/00_core.ipynb #2ebecf28
 import difflib, hashlib, json, os, platform, random, subprocess, sys, tempfile
 from importlib.metadata import version, PackageNotFoundError
 from pathlib import Path
 from typing import Literal
 
 import numpy as np, torch, yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 # %% ../nbs/00_core.ipynb #25982986
 EMOTIONS = 'neutral calm happy sad angry fearful disgust surprised'.split()
@@ -30,7 +30,7 @@ def assets(name: str = '') -> Path:  # a path inside the installed package
     if not p.exists(): raise FileNotFoundError(f'{p} is missing: reinstall the package, or make it with notebooks 30-32')
     return p
 
-# %% ../nbs/00_core.ipynb #c2e9710d
+# %% ../nbs/00_core.ipynb #63aa3fa8
 def atomic_write(path: str|Path,        # target file; its folder is made
                  data: bytes|str) -> Path:
     "Write `data` so that a reader sees the old file or the new one, never half of one"
@@ -43,7 +43,8 @@ def atomic_write(path: str|Path,        # target file; its folder is made
 
 def write_json(path, obj): return atomic_write(path, json.dumps(obj, indent=1, sort_keys=True, allow_nan=False) + '\n')
 def read_json(path): return json.loads(Path(path).read_text())
-def sha256(path: str|Path) -> str: return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+def sha256(path: str|Path) -> str:
+    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
 
 # %% ../nbs/00_core.ipynb #f5e8f81e
 def seed_everything(seed: int):
@@ -51,7 +52,7 @@ def seed_everything(seed: int):
     random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
 
-# %% ../nbs/00_core.ipynb #d44b2938
+# %% ../nbs/00_core.ipynb #34aec9e7
 class TrainConfig(BaseModel):
     "Settings of the training loop"
     model_config = ConfigDict(extra='forbid', validate_assignment=True)
@@ -83,7 +84,7 @@ class TrainConfig(BaseModel):
     rehearsal: float = Field(.25, ge=0, lt=1)              # share of frames that is neutral speech of the base
     distillation: float = Field(0., ge=0)                  # weight of KL(base || adapter) on the rehearsal clips
     # machine
-    tokens: int = Field(4096, ge=16)                       # positions per micro-batch: bounds memory, changes nothing else
+    tokens: int = Field(4096, ge=16)                       # positions per micro-batch: bounds memory; the loss is the same, only dropout draws anew
     precision: Literal['fp32', 'bf16-mixed', 'bf16'] = 'fp32'    # bf16-mixed: autocast over float32 weights; bf16: frozen weights in bfloat16 as well
     gradient_checkpointing: bool = False
     compile: bool = False                                  # torch.compile of backbone and depth decoder
@@ -95,6 +96,15 @@ class TrainConfig(BaseModel):
     checkpoint_every: int = Field(50, ge=1)
     keep: int = Field(2, ge=1)                             # checkpoints kept
     trackers: list[str] = ['tensorboard']                  # accelerate's names; metrics.jsonl is always written
+
+    @model_validator(mode='after')
+    def together(self):
+        "Settings that would have no effect beside others are errors"
+        no = [('patience needs `monitor`', self.patience and not self.monitor), ('monitor needs `validate_every` > 0', self.monitor and not self.validate_every), ('distillation needs `rehearsal` > 0', self.distillation and not self.rehearsal),
+              ('distillation needs an adapter that can be switched off: `finetune` lora', self.distillation and self.finetune == 'full'), ('rank and depth_rank are both 0: nothing to train', self.finetune == 'lora' and not self.rank and not (self.rank if self.depth_rank is None else self.depth_rank)),
+              ('reports compare with the base by switching the adapter off: `finetune` full is for `training.train` with a TrainConfig', self.finetune == 'full' and type(self).__name__ in ('EmotionConfig', 'ExpressiveConfig'))]
+        if bad := [m for m, x in no if x]: raise ValueError('; '.join(bad))
+        return self
 
 class EmotionConfig(TrainConfig):
     "Settings of one emotion adapter"
@@ -116,7 +126,7 @@ class ExpressiveConfig(TrainConfig):
     sentences: int = Field(16, ge=4)                       # unseen sentences spoken per emotion
     temperature: float = Field(.6, gt=0)
 
-# %% ../nbs/00_core.ipynb #a6219037
+# %% ../nbs/00_core.ipynb #de0680f5
 def unknown(name: str, known) -> str:
     near = difflib.get_close_matches(name, known := list(known), 1)
     return f'unknown setting {name!r}' + (f': did you mean {near[0]!r}?' if near else '') + f' Known: {", ".join(known)}'
@@ -126,7 +136,7 @@ def make_config(cls=EmotionConfig, **kw) -> BaseModel:
     for k in kw.keys() - set(cls.model_fields): raise ValueError(unknown(k, cls.model_fields))
     try: return cls(**kw)
     except ValidationError as e:
-        raise ValueError('; '.join(f"{'.'.join(map(str, x['loc']))} = {x['input']!r}: {x['msg']}" for x in e.errors())) from None
+        raise ValueError('; '.join(f"{'.'.join(map(str, x['loc']))} = {x['input']!r}: {x['msg']}" if x['loc'] else x['msg'] for x in e.errors())) from None
 
 def load_config(path: str|Path, cls=EmotionConfig, memory: int|None = None, **kw) -> BaseModel:
     "Configuration from YAML; settings under `by_memory` of the largest size that fits `memory` (GB of one GPU) go over the others, and `kw` over all"
@@ -137,7 +147,7 @@ def load_config(path: str|Path, cls=EmotionConfig, memory: int|None = None, **kw
         fits = [s for s in sizes if s <= memory]
         if not fits: raise ValueError(f'{path} has settings for {", ".join(map(str, sizes)) or "no"} GB, none for {memory}')
         d |= sizes[max(fits)]
-    try: return make_config(cls, **d | {k: v for k, v in kw.items() if v is not None})
+    try: return make_config(cls, **d | kw)
     except ValueError as e: raise ValueError(f'{path}: {e}') from None
 
 # %% ../nbs/00_core.ipynb #dc3b8631

@@ -12,7 +12,7 @@ import librosa, matplotlib.pyplot as plt, numpy as np
 from .core import EMOTIONS, atomic_write
 from .audio import SR, f0_track
 
-# %% ../nbs/13_figures.ipynb #18b8e349
+# %% ../nbs/13_figures.ipynb #021594cc
 BASE, ADAPTER, HUMAN = '#0072B2', '#D55E00', '#7f7f7f'
 STYLE = {'figure.dpi': 110, 'font.size': 9, 'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True, 'grid.alpha': .25, 'svg.hashsalt': 'csm', 'figure.constrained_layout.use': True}
 
@@ -25,7 +25,7 @@ def training_curves(run):
             if q in m[0]: a.plot(x, [r[q] for r in m], c=c, lw=1, label={'c0': 'codebook 0', 'depth': 'other codebooks'}.get(q, q))
             if v and q != 'distillation': a.plot([r['step'] + 1 for r in v], [r[f'validation_{q}'] for r in v], 'o:', c=c, ms=3, lw=1, label='validation' if q == 'c0' else None)
         for i, c in enumerate(plt.cm.viridis(np.linspace(0, .9, books.shape[1]))): k.plot(x, smooth(books[:, i]), color=c, lw=1, label=str(i) if books.shape[1] <= 8 or i % 8 == 0 else None)
-        a.set(xlabel='update', ylabel='NLL, nats per frame'); a.legend(frameon=False); k.set(xlabel='update', ylabel='NLL, nats per frame', title='by codebook, smoothed'); k.legend(frameon=False, ncols=2, fontsize=7)
+        a.set(xlabel='update', ylabel='NLL, nats per frame'); a.legend(frameon=False, loc='center right'); k.set(xlabel='update', ylabel='NLL, nats per frame', title='by codebook, smoothed'); k.legend(frameon=False, ncols=2, fontsize=7)
         b.plot(x, [r['lr'] for r in m], c='k', lw=1); b.set(xlabel='update', ylabel='learning rate')
     return fig
 

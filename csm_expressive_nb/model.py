@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['PRESETS', 'TAG', 'PROJECTIONS', 'PARTS', 'TINY', 'TINY_DEPTH', 'TINY_CODEC', 'emotion_tag', 'load_csm', 'check_csm',
            'text_ids', 'embed_and_label', 'forward_codes', 'Turn', 'rows_of', 'pack', 'base_of', 'states', 'heads',
-           'HeadNll', 'codebook_nll', 'padded', 'lora_config', 'add_lora', 'trainable', 'unfreeze', 'checkpointing',
-           'reduce_precision', 'nll', 'csm_config', 'tiny_csm']
+           'HeadNll', 'codebook_nll', 'padded', 'lora_config', 'add_lora', 'trainable', 'load_adapter', 'unfreeze',
+           'checkpointing', 'reduce_precision', 'nll', 'csm_config', 'tiny_csm']
 
-# %% ../nbs/05_model.ipynb #5d85b080
+# %% ../nbs/05_model.ipynb #ea96083f
 import os, re
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import load_file
 from transformers import AutoProcessor, CsmConfig, CsmForConditionalGeneration
 
 import csm_expressive_nb.codes                      # registers the embedded codec with transformers
@@ -111,17 +112,17 @@ def pack(talks: list[list[Turn]], eos: int = 0) -> dict[str, torch.Tensor]:
     return dict(text=text, frames=torch.cat(frames), order=order, talk=talk, position=position, target=torch.cat(target), labels=torch.cat(labels), owner=torch.cat(owner),
                 depth=depth, old=old.nonzero()[:, 0], old_depth=old[depth].nonzero()[:, 0])
 
-# %% ../nbs/05_model.ipynb #47d9cae7
+# %% ../nbs/05_model.ipynb #7d9357ba
 def base_of(model) -> CsmForConditionalGeneration: return model.get_base_model() if isinstance(model, PeftModel) else model
 
 def states(model, b: dict) -> tuple[torch.Tensor, torch.Tensor]:  # (backbone [A,H], depth decoder [N,K-1,h])
     "Hidden states that predict codebook 0 of every trained frame, and the other codebooks of the depth frames"
-    m = base_of(model); table = m.backbone_model.embed_tokens; B, L = b['order'].shape; labels = b['labels'][b['depth']]
+    m = base_of(model); table = m.backbone_model.embed_tokens; B, L = b['order'].shape; at = b['depth'] if len(b['depth']) else b['depth'].new_zeros(1); labels = b['labels'][at]      # none drawn here: one stands in, so that every process does the same steps
     x = torch.cat([m.embed_text_tokens(b['text']).new_zeros(1, m.config.hidden_size), m.embed_text_tokens(b['text']), table(b['frames'][None])[0]])[b['order']]
     near = (b['talk'][:, :, None] == b['talk'][:, None]) & torch.ones(L, L, dtype=torch.bool, device=x.device).tril()
     h = m.backbone_model(inputs_embeds=x, attention_mask=near[:, None], position_ids=b['position'], use_cache=False).last_hidden_state.reshape(B*L, -1)[b['target']]
     d = m.depth_decoder.model; e = d.embed_tokens(labels[:, :-1] + table.audio_tokens_offsets[:-1])
-    return h, d(inputs_embeds=torch.cat([h[b['depth']][:, None].to(e.dtype), e], 1), use_cache=False).last_hidden_state[:, 1:]
+    return h, d(inputs_embeds=torch.cat([h[at][:, None].to(e.dtype), e], 1), use_cache=False).last_hidden_state[:len(b['depth']), 1:]
 
 def heads(model) -> tuple[torch.Tensor, torch.Tensor]:  # ([1,H,V], [K-1,h,V])
     "Weights of the output heads of backbone and depth decoder"
@@ -179,6 +180,15 @@ def add_lora(model: CsmForConditionalGeneration, rank: int = 16, dropout: float 
     torch.manual_seed(seed); p = get_peft_model(model, lora_config(rank, dropout=dropout, **kw)); check_csm(p.get_base_model()); return p
 
 def trainable(model) -> dict: return {n: p for n, p in model.named_parameters() if p.requires_grad}
+
+# %% ../nbs/05_model.ipynb #fa5982b7
+def load_adapter(model: CsmForConditionalGeneration, folder: str|Path) -> PeftModel:
+    "`model` (wrapped in place) with the adapter of `folder`; a missing, renamed or misshapen tensor is an error"
+    f = Path(folder)/'adapter_model.safetensors'
+    if not f.exists(): raise FileNotFoundError(f'{f} does not exist: name the folder `adapter` of a finished run')
+    got = {k: v.shape for k, v in load_file(f).items()}; p = PeftModel.from_pretrained(model, str(folder)); want = {k: v.shape for k, v in get_peft_model_state_dict(p).items()}
+    if bad := sorted(k for k in got.keys() | want.keys() if got.get(k) != want.get(k)): raise ValueError(f'{f} does not fit this model: {len(bad)} tensors differ, first {bad[0]} ({tuple(got.get(bad[0], ()))} in the file, {tuple(want.get(bad[0], ()))} wanted)')
+    check_csm(base_of(p)); return p.eval()
 
 # %% ../nbs/05_model.ipynb #8e10095c
 def unfreeze(model: CsmForConditionalGeneration) -> CsmForConditionalGeneration:

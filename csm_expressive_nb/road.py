@@ -7,7 +7,7 @@ __all__ = ['AUGMENT', 'LICENCE_NOTE', 'Data', 'voice', 'open_run', 'neutral_pool
            'sample_sets', 'drift', 'judge_of', 'measure', 'keep_samples', 'write_figures', 'summary', 'write_page',
            'finish', 'emotion_run']
 
-# %% ../nbs/15_road.ipynb #7a78ed9e
+# %% ../nbs/15_road.ipynb #e1ad76f8
 import html, json, shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from .audio import SR, Augment
 from .corpora import Clip
 from .dataset import Dataset, dataset_of, rank, table
 from .codes import codec_hash, encode
-from .model import TAG, load_csm, text_ids
+from .model import TAG, load_adapter, load_csm, text_ids
 from .batches import Item
 from .training import processes, train
 from .continual import evaluation_sentences, neutral_codes, neutral_items, neutral_nll, terms
@@ -29,7 +29,7 @@ from .metrics import ForcedChoice, Judge, prosody, prosody_table, relative_table
 from .evaluation import bootstrap, judge_samples, prosody_gap, voice_references
 from . import figures
 
-# %% ../nbs/15_road.ipynb #4e2261ba
+# %% ../nbs/15_road.ipynb #34df7ec6
 @dataclass
 class Data:
     "What one emotion is trained and measured on"
@@ -63,7 +63,7 @@ def neutral_pools(model, processor) -> tuple[list, list]:  # (rehearsal, held ou
 def clip_items(cfg, ds: Dataset, codec, processor, tags: dict, **which) -> list[Item]:
     "Items of the clips with text in the emotions `tags` names; the tag stands between voice and text"
     clips = [c for c in ds.select(**which) if c.text and c.emotion in tags]
-    return [Item(text_ids(processor, c.text, voice(c), tags[c.emotion]), v, weight=c.weight, speaker=f'{c.corpus}/{c.speaker}') for c, v in zip(clips, encode(ds, codec, clips, 4, AUGMENT, cfg.augmented))]
+    return [Item(text_ids(processor, c.text, voice(c), tags[c.emotion]), v, weight=c.weight, speaker=f'{c.corpus}/{c.speaker}', text=c.text) for c, v in zip(clips, encode(ds, codec, clips, 4, AUGMENT, cfg.augmented))]
 
 # %% ../nbs/15_road.ipynb #38ab8927
 def prepare(cfg, run: Run, model, processor, tags: dict|None = None) -> Data:
@@ -78,7 +78,7 @@ def prepare(cfg, run: Run, model, processor, tags: dict|None = None) -> Data:
     rehearsal, heldout = neutral_pools(model, processor)
     return Data(ds, a, j, target, validation, unseen, {s: [i for i in near if i.speaker == s] for s in {i.speaker for i in near}}, rehearsal, heldout, sorted({voice(c) for c in a}))
 
-# %% ../nbs/15_road.ipynb #2f74d93e
+# %% ../nbs/15_road.ipynb #7a448931
 def listener(cfg, run: Run, processor, voices: list, tags: dict, n: int = 3):
     "A function `(model, step)` that speaks `n` unseen sentences per emotion in `tags`, keeps them and returns means of F0 (Hz), level (dB) and rate"
     def listen(model, step):
@@ -92,7 +92,8 @@ def listener(cfg, run: Run, processor, voices: list, tags: dict, n: int = 3):
 
 def fit(cfg, run: Run, model, processor, data: Data, tags: dict|None = None, show: bool = True):
     "Train on `data` as `cfg` says"
-    return train(model, cfg, run, data.target, data.rehearsal if cfg.rehearsal else (), data.validation, data.contexts, terms(cfg), listener(cfg, run, processor, data.voices, tags or {cfg.emotion: TAG}), show=show)
+    model = train(model, cfg, run, data.target, data.rehearsal if cfg.rehearsal else (), data.validation, data.contexts, terms(cfg), listener(cfg, run, processor, data.voices, tags or {cfg.emotion: TAG}), show=show)
+    return load_adapter(load_csm(cfg.model)[0], run/'adapter') if any(hasattr(p, 'placements') for p in model.parameters()) else model       # shards cannot speak
 
 # %% ../nbs/15_road.ipynb #997bcbfe
 def sample_sets(cfg, lora, processor, data: Data) -> dict:

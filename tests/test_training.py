@@ -35,18 +35,18 @@ from torch.distributed.device_mesh import init_device_mesh
 acc = Accelerator(cpu=True); mesh = init_device_mesh('cpu', (acc.num_processes,)); m = prepare_model(m, cfg); obj = Objective(m, cfg)
 [fully_shard(l, mesh=mesh) for l in m.modules() if type(l).__name__ == 'CsmDecoderLayer']; fully_shard(obj, mesh=mesh); opt = optimizer(m, cfg); s = sampler_of(cfg, target, old[20:40], {})
 assert all(type(p).__name__ == 'DTensor' for p in trainable(m).values())
-loss = [update(obj, opt, s.update(i), cfg, acc, i)[0]['loss'] for i in range(4)]; state = state_of(m, opt, s, {}); f = Path(sys.argv[1])
+loss = [update(obj, opt, s.update(i), cfg, acc, i)[0]['loss'] for i in range(4)]; v = validate(obj, old[40:44], cfg, acc)['loss']; state = state_of(m, opt, s, {}); f = Path(sys.argv[1])
 if acc.is_main_process: save_checkpoint(f, 4, state)
 acc.wait_for_everyone(); before = [whole_tensor(p.detach()).clone() for p in trainable(m).values()]
 with torch.no_grad(): [p.zero_() for p in trainable(m).values()]
 load_checkpoint(newest_checkpoint(f), m, opt, s); assert all(a.equal(whole_tensor(p.detach())) for a, p in zip(before, trainable(m).values()))
-if acc.is_main_process: print('losses', loss)
+if acc.is_main_process: print('losses', [*loss, v])
 '''
 
 def test_sharded_weights_give_the_same_losses_and_checkpoints(alone, tmp_path):
     "FSDP2 on two CPU processes; accelerate switches it on for GPUs only, so torch's own `fully_shard` wraps our objective"
     (f := tmp_path/'shard.py').write_text(SHARD); out = python(str(f), tmp_path/'ck', launcher=('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2')); loss = json.loads(out.split('losses')[1].strip().splitlines()[0])
-    assert max(abs(x - y) for x, y in zip(loss, curve(alone))) < 2e-3
+    want = [*curve(alone), curve(alone, 'validation_loss')[-1]]; assert len(loss) == len(want) and max(abs(x - y) for x, y in zip(loss, want)) < 2e-3
 
 def test_finetune_on_two_processes_writes_one_report(tmp_path):
     small = [x for kv in ('emotions=[sad, angry]', 'sentences=4', 'batch=4', 'monitor=""', 'trackers=[]', 'dropout=0', 'sample_every=0', 'validate_every=2') for x in ('--set', kv)]
