@@ -12,6 +12,6 @@ setup(
     long_description=(here/'README.md').read_text(encoding='utf-8') if (here/'README.md').exists() else '', long_description_content_type='text/markdown',
     packages=find_packages(include=[lib, lib + '.*']), package_data={lib: cfg['package_data'].split()},
     data_files=[(f'share/{lib}', ['settings.ini'])],          # the sdist needs it to build
-    install_requires=cfg['requirements'].split(), extras_require={'dev': cfg['dev_requirements'].split()},
+    install_requires=cfg['requirements'].split(), extras_require={k.removesuffix('_requirements').replace('_', '-'): cfg[k].split() for k in cfg if k.endswith('_requirements')},
     entry_points={'nbdev': [f'{lib}={lib}._modidx:d'], 'console_scripts': cfg['console_scripts'].split()}, zip_safe=False,
 )

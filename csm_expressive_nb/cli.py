@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'Out', 'Agreement', 'Clipped', 'Shares', 'Sentences', 'Balance', 'Cap', 'told', 'prepare', 'merge', 'encode',
-           'corpora', 'settings', 'pairs', 'finetune', 'main']
+           'corpora', 'settings', 'pairs', 'finetune', 'metrics', 'evaluate', 'listening', 'answers', 'main']
 
 # %% ../nbs/19_cli.ipynb #93677b9e
 import csv, os, sys
@@ -118,6 +118,43 @@ def finetune(data: Annotated[str|None, typer.Option(help='A prepared dataset, a 
     from csm_expressive_nb import expressive, road
     run, report = (road.emotion_run if emotion else expressive.finetune)(cfg)
     if report: typer.echo(f'listen: {run.path/"index.html"}\nreport: {run.path/"report.json"}\nadapter: {run.path/"adapter"}')
+
+# %% ../nbs/19_cli.ipynb #6cafa69e
+@app.command()
+def metrics():
+    "Every metric: what it is, its unit, licence, and whether it can be used here."
+    from csm_expressive_nb import hub, judge; from csm_expressive_nb.metrics import registry
+    for r in registry(): typer.echo(f"{r['metric']:14} {r['status']}\n{'':14} {r['what']}. {r['unit']}; better: {r['better']}; {r['range']}; {r['licence']}\n{'':14} checked: {r['validated']}")
+
+@app.command()
+def evaluate(folder: Annotated[Path, typer.Argument(help='A finished run folder, a prepared dataset, or a folder of recordings.')], against: Annotated[Path|None, typer.Option(help='Another run folder: the same sentences, voices and seeds, paired.')] = None,
+             metrics: Annotated[str, typer.Option(help='Names, separated by commas; `default` stands for all that are on by default. `csm_expressive metrics` lists them.')] = 'default', sentences: Annotated[int, typer.Option(min=4, max=88, help='Sentences, the same for every emotion.')] = 40,
+             seeds: Annotated[int, typer.Option(min=1, help='How often each is said, with another voice and seed. For a publication: --sentences 50 --seeds 3 --all.')] = 2, contexts: Annotated[int, typer.Option(min=0, help='Sentences said again after a context turn.')] = 8, recordings: Annotated[int, typer.Option(min=0, help='Recordings per emotion, as the ceiling.')] = 12,
+             all_clips: Annotated[bool, typer.Option('--all', help='Slow metrics listen to every clip, too.')] = False, download: Annotated[bool, typer.Option('--download', help='Metrics may fetch their weights from the hub.')] = False,
+             jobs: Annotated[int, typer.Option(min=0, help='Processes; 0: one per core.')] = 0, out: Annotated[Path|None, typer.Option(help='Where the results of a folder of recordings go; those of a run stand in the run folder.')] = None):
+    "Speak and measure: base, adapter and recordings on the same metrics, with intervals and the judges' own error. Interrupted, run it again."
+    from csm_expressive_nb import protocol as q
+    p = q.Protocol(sentences=sentences, seeds=seeds, contexts=contexts, recordings=recordings, metrics=[m.strip() for m in metrics.split(',') if m.strip()], few=not all_clips, download=download)
+    if (folder/'config.yaml').exists():
+        if out: raise ValueError('--out is for folders of recordings: a run keeps its evaluation in its own folder')
+        r = q.evaluate(folder, against, p, jobs); typer.echo(q.as_text(r)); typer.echo(f'page: {folder/"evaluation/index.html"}\nnumbers: {folder/"evaluation.json"}\ncost: {folder/"evaluation_cost.json"}'); return
+    if against: raise ValueError(f'{folder} is no run folder (it has no config.yaml): --against compares two runs')
+    r = q.evaluate_folder(folder, out, p, jobs); typer.echo(q.as_text(r)); typer.echo(f'numbers: {r["out"]}/evaluation.json')
+
+@app.command()
+def listening(run: Annotated[Path, typer.Argument(help='A run folder that was evaluated.')], out: Annotated[Path, typer.Option(help='Folder for the page; the key goes beside it, as <out>.key.json.')],
+              n: Annotated[int, typer.Option('--pairs', min=2, help='Pairs per kind of question.')] = 12, seed: int = 0):
+    "A blind listening test of an evaluated run, as one page that needs no server."
+    from csm_expressive_nb import listening as l
+    s = l.stimuli(run/'evaluation'); plan, key = l.make_test([x for x in s if x['system'] in ('base', 'adapter')], n=n, anchors=[x for x in s if x['system'] == 'recordings'], seed=seed); where = out.with_name(out.name + '.key.json')
+    l.render_test(plan, key, out, where); page = l.listening_page(plan, out, out/'index.html'); typer.echo(f'for raters: {page} ({page.stat().st_size/1e6:.1f} MB)\nkey, keep it: {where}\nthen: csm_expressive answers ANSWERS.csv ... --test {out}')
+
+@app.command()
+def answers(files: Annotated[list[Path], typer.Argument(help='CSV files that raters sent back.')], test: Annotated[Path, typer.Option(help='Folder of the test; its key lies beside it.')], out: Annotated[Path|None, typer.Option(help='Folder for results; not given: <test>_results.')] = None):
+    "What the raters said: CMOS, emotions identified, intensity, with intervals; rows that do not count go to rejects.csv."
+    from csm_expressive_nb import listening as l; from csm_expressive_nb.core import read_json, write_json
+    plan, key = read_json(test/'plan.json'), read_json(test.with_name(test.name + '.key.json')); good, bad = l.read_answers(*files, plan=plan, key=key); out = out or test.with_name(test.name + '_results'); out.mkdir(parents=True, exist_ok=True); bad.to_csv(out/'rejects.csv', index=False)
+    r = l.analyse(good, key); write_json(out/'listening.json', r); l.listening_figure(r).savefig(out/'listening.png', dpi=130, metadata={'Software': None}); typer.echo(f'{len(good)} answers count, {len(bad)} do not; {r["rule"]}\nresults: {out/"listening.json"}, {out/"listening.png"}')
 
 # %% ../nbs/19_cli.ipynb #b2e46cd4
 def main():

@@ -6,7 +6,7 @@
 __all__ = ['tags_of', 'open_expressive', 'speak_all', 'measure_all', 'keep_all', 'asked_said', 'table_all', 'page_all',
            'finish_all', 'finetune']
 
-# %% ../nbs/18_expressive.ipynb #4ab8f0a6
+# %% ../nbs/18_expressive.ipynb #f4ecaa1c
 import html, json
 from pathlib import Path
 
@@ -18,8 +18,9 @@ from .model import emotion_tag, load_csm
 from .training import processes
 from .continual import evaluation_sentences
 from .speak import speak
-from .metrics import ForcedChoice
-from .evaluation import judge_samples, voice_references
+from .stats import shown
+from .judge import save
+from .evaluation import judge_samples
 from .figures import ADAPTER, BASE, HUMAN, STYLE, training_curves
 from .road import LICENCE_NOTE, Data, drift, fit, judge_of, prepare
 
@@ -36,10 +37,10 @@ def speak_all(cfg, model, processor, data: Data) -> dict[str, list]:
     with model.disable_adapter(): base = {'base': say('', 'base')} | {f'base {e}': say(t, f'base, tag {e}') for e, t in tags_of(cfg).items() if t}
     return base | {e: say(t, e) for e, t in tags_of(cfg).items()}
 
-# %% ../nbs/18_expressive.ipynb #60efc238
-def measure_all(cfg, model, processor, data: Data, speech: dict) -> dict:
+# %% ../nbs/18_expressive.ipynb #b931d313
+def measure_all(cfg, run: Run, model, processor, data: Data, speech: dict) -> dict:
     "Everything `report.json` states about the general stage"
-    judge, _, card = judge_of(cfg, data); refs, words = voice_references(speech['base']), ForcedChoice(evaluation_sentences()); sets = {k: judge_samples(s, judge, refs, k.removeprefix('base ').replace('base', 'neutral'), words) for k, s in speech.items()}
+    judge, _ = judge_of(data.ds); card, = judge.cards.values(); save(judge, run/'judge.json'); sets = judge_samples(speech, judge, {k: k.removeprefix('base ').replace('base', 'neutral') for k in speech}, list(speech), evaluation_sentences())
     row = lambda e: dict(adapter=sets[e]['target'], base=sets[f'base {e}' if f'base {e}' in sets else 'base']['target'], recall=card['recall'].get(e), words=sets[e]['words'], ended=sets[e]['ended'], said=sets[e]['said'],
                          **{k: round(float(np.nanmean([r[k] for r in sets[e]['rows']])), 3) for k in ('f0', 'energy', 'rate')})
     return dict(judge=card, emotions={e: row(e) for e in cfg.emotions}, base_words=sets['base']['words'], base_ended=sets['base']['ended'], words_candidates=len(evaluation_sentences()), neutral_nll=drift(model, data.heldout), emotion_nll=drift(model, data.unseen),
@@ -52,7 +53,7 @@ def keep_all(cfg, run: Run, speech: dict, n: int = 3) -> list[dict]:
         for k in ('base', *cfg.emotions): s = speech[k][i]; f = f'samples/{k}_{i}.wav'; sf.write(run/f, s.audio, SR, subtype='PCM_16'); out.append(dict(set=k, text=s.text, role=s.role, file=f))
     return out
 
-# %% ../nbs/18_expressive.ipynb #94c8b4ef
+# %% ../nbs/18_expressive.ipynb #4979759b
 def asked_said(report: dict):
     "Which emotion was asked for (rows) and which the judge heard (columns), shares; beside it the judge on recordings"
     heard = report['judge']['emotions']; asked = list(report['emotions']); m = np.array([[report['emotions'][a]['said'].count(h)/len(report['emotions'][a]['said']) for h in heard] for a in asked]); own = np.array(report['judge']['confusion'], float); own /= np.maximum(1, own.sum(1, keepdims=True))
@@ -66,10 +67,10 @@ def asked_said(report: dict):
 
 def table_all(report: dict) -> list[dict]:
     "The report's table, a row per emotion"
-    f = lambda s: f"{s['value']:.2f} [{s['low']:.2f}, {s['high']:.2f}]"
+    f = shown
     return [dict(emotion=e, judged=f(r['adapter']), **{'base with the tag': f(r['base']), "judge's recall": '' if r['recall'] is None else f"{r['recall']:.2f}", 'sentence recognised': f(r['words']), 'stopped': f(r['ended']), 'F0, Hz': round(r['f0']), 'level, dB': round(r['energy'], 1), 'letters per s': round(r['rate'], 1)}) for e, r in report['emotions'].items()]
 
-# %% ../nbs/18_expressive.ipynb #318af456
+# %% ../nbs/18_expressive.ipynb #e40575b4
 def page_all(cfg, run: Run, report: dict) -> Path:
     "`index.html` of the run folder: players, table, figures; needs no network"
     h = lambda x: html.escape(str(x)); rows, keys = table_all(report), ('base', *cfg.emotions); texts = dict.fromkeys(s['text'] for s in report['samples']); file = {(s['text'], s['set']): s['file'] for s in report['samples']}
@@ -79,12 +80,13 @@ def page_all(cfg, run: Run, report: dict) -> Path:
 <h2>Listen</h2><table><tr><th></th>{''.join(f'<th>{h(t)}</th>' for t in texts)}</tr>{''.join(f"<tr><th>{h(k)}</th>{''.join(f'<td><audio controls preload=none src={chr(34)}{h(file[t, k])}{chr(34)}></audio></td>' for t in texts)}</tr>" for k in keys)}</table>
 <h2>Measured</h2><table><tr>{''.join(f'<th>{h(k)}</th>' for k in rows[0])}</tr>{''.join(f"<tr>{''.join(f'<td>{h(v)}</td>' for v in r.values())}</tr>" for r in rows)}</table>
 <p>Held-out neutral speech: NLL rise {report['neutral_nll']['rise']['value']:+.3f} [{report['neutral_nll']['rise']['low']:+.3f}, {report['neutral_nll']['rise']['high']:+.3f}] nats per frame. Emotional recordings of unheard speakers: {report['emotion_nll']['rise']['value']:+.3f}. Base without a tag: sentence recognised {report['base_words']['value']:.2f}.</p>
+{'<h2>Evaluation</h2><p><a href="evaluation/index.html">Several seeds and voices, more metrics, two judges</a></p><p><img src="figures/evaluation.png" alt="evaluation"></p>' if (run.path/'evaluation.json').exists() else ''}
 <p><img src="figures/asked_said.png" alt="asked and heard"></p><p><img src="figures/training.png" alt="training"></p></html>'''
     return atomic_write(run/'index.html', body)
 
 def finish_all(cfg, run: Run, model, processor, data: Data, speech: dict) -> dict:
     "Measure, keep samples, write `report.json`, figures, page and the adapter's card"
-    report = measure_all(cfg, model, processor, data, speech) | dict(config=cfg.model_dump(exclude={'out'}), samples=keep_all(cfg, run, speech), ended=json.loads((run/'ended.json').read_text())); report = json.loads(json.dumps(report)); write_json(run/'report.json', report); (run/'figures/x').parent.mkdir(exist_ok=True)
+    report = measure_all(cfg, run, model, processor, data, speech) | dict(config=cfg.model_dump(exclude={'out'}), samples=keep_all(cfg, run, speech), ended=json.loads((run/'ended.json').read_text())); report = json.loads(json.dumps(report)); write_json(run/'report.json', report); (run/'figures/x').parent.mkdir(exist_ok=True)
     for k, fig in dict(asked_said=asked_said(report), training=training_curves(run)).items(): fig.savefig(run/f'figures/{k}.png', dpi=130, metadata={'Software': None}); plt.close(fig)
     page_all(cfg, run, report); rows = table_all(report); line = lambda xs: f'| {" | ".join(map(str, xs))} |'
     if (run.path/'adapter').exists(): atomic_write(run/'adapter'/'README.md', f"---\nlibrary_name: peft\nbase_model: {Path(cfg.model).name}\n---\n# expressive: {', '.join(cfg.emotions)}\n\nA tag in the text asks for the emotion: `{emotion_tag('sad')}text`. Trained on {', '.join(f'{c} ({l})' for c, l in report['corpus'])}. {LICENCE_NOTE}\n\n{line(rows[0])}\n{line('---' for _ in rows[0])}\n" + '\n'.join(line(r.values()) for r in rows) + '\n')

@@ -29,7 +29,7 @@ def test_modules_import_only_from_smaller_numbers():
     number = {}
     for p in NBS:
         m = re.search(r'#\| default_exp (\S+)', '\n'.join(src(c) for c in cells(p)))
-        if m: number[m[1]] = (int(p.name[:2]), p)
+        if m: number[m[1]] = (p.name.split('_')[0], p)
     assert len(number) >= 15
     for mod, (n, p) in number.items():
         for c in cells(p):

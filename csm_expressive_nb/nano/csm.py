@@ -7,11 +7,11 @@ __all__ = ['SPECIAL', 'TEMPLATE', 'GUIDED', 'AHEAD', 'UNSEEN', 'nano_config', 'n
            'rotary', 'rotate', 'transformer', 'corrupt_batch', 'guide_loss', 'pretrain_losses', 'Muon', 'newton_schulz',
            'pretrain', 'assemble', 'phoneme_error_rate', 'unseen_word_texts']
 
-# %% ../../nbs/32_nano_csm.ipynb #8ecc18cb
+# %% ../../nbs/32_nano_csm.ipynb #1ea79526
 import json, math, os, time
 from pathlib import Path
 
-import numpy as np, torch, torch.distributed as dist, torch.nn.functional as F
+import jiwer, numpy as np, torch, torch.distributed as dist, torch.nn.functional as F
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import CsmConfig, CsmForConditionalGeneration, CsmProcessor, EncodecFeatureExtractor, PreTrainedTokenizerFast
 
@@ -189,13 +189,10 @@ def assemble(weights: dict, codec: NanoCodecModel, out: str|Path) -> Path:
     for part in (c, c['depth_decoder_config'], c['codec_config']): part['dtype'] = 'float32'
     atomic_write(Path(out)/'config.json', json.dumps(c, indent=2) + '\n'); return Path(out)
 
-# %% ../../nbs/32_nano_csm.ipynb #099b9c61
+# %% ../../nbs/32_nano_csm.ipynb #ded98b3b
 def phoneme_error_rate(speech: list[tuple]) -> float:  # of (audio 24 kHz, text)
     "Errors per phoneme of hama's recogniser against hama's own G2P of the text (IPA symbols; ties dropped, rhotic vowel as r)"
-    import hama, jiwer, soxr
-    asr, g2p = hama.ASRModel(), hama.G2PModel(); clean = lambda s: ' '.join(c for c in s.replace('ɝ', 'ɹ').replace('ɚ', 'ɹ') if c.isalpha() and c != '͡')
-    said = [clean(''.join(asr.transcribe_waveform(soxr.resample(np.asarray(x, np.float32), 24_000, 16_000), 16_000).phonemes)) or '-' for x, _ in speech]
-    return jiwer.wer([clean(g2p.predict(t.strip('.').lower()).ipa) for _, t in speech], said)
+    m = load('per'); return jiwer.wer([' '.join(m.right(t)) for _, t in speech], [' '.join(m.heard(x)) or '-' for x, _ in speech])
 
 UNSEEN = 'turkey pumpkin rocket blossom hammock tunnel magnet circus lantern velvet pirate spinach trumpet walnut pillar saddle canvas goblet marble sparrow'.split()
 
