@@ -16,7 +16,7 @@ from .core import assets
 from .model import heads, pack, states, text_ids
 from .batches import Item, Sampler, counts, evaluate, micro_batches
 
-# %% ../nbs/08_continual.ipynb #ace188a8
+# %% ../nbs/08_continual.ipynb #ff3da8dd
 def neutral_codes(name: str) -> tuple[list[str], list[int], list[torch.Tensor]]:  # (texts, roles, codes [T,6])
     "The shipped neutral utterances: 'rehearsal' (800) or 'heldout' (100)"
     with safe_open(assets('neutral.safetensors'), 'pt') as f:
@@ -29,7 +29,7 @@ def evaluation_sentences() -> list[str]:
 
 def neutral_items(processor, name: str = 'rehearsal', roles: set|None = None) -> list[Item]:
     "Shipped neutral utterances as batch items, untagged; `roles` limits the voices"
-    return [Item(text_ids(processor, t, r), [c], True) for t, r, c in zip(*neutral_codes(name)) if not roles or r in roles]
+    return [Item(text_ids(processor, t, r), [c], True, speaker=f'voice {r}', text=t) for t, r, c in zip(*neutral_codes(name)) if not roles or r in roles]
 
 # %% ../nbs/08_continual.ipynb #41503e24
 def neutral_nll(model, items: list[Item]) -> dict:

@@ -53,10 +53,10 @@ def keep_all(cfg, run: Run, speech: dict, n: int = 3) -> list[dict]:
         for k in ('base', *cfg.emotions): s = speech[k][i]; f = f'samples/{k}_{i}.wav'; sf.write(run/f, s.audio, SR, subtype='PCM_16'); out.append(dict(set=k, text=s.text, role=s.role, file=f))
     return out
 
-# %% ../nbs/18_expressive.ipynb #4979759b
+# %% ../nbs/18_expressive.ipynb #e25dc52c
 def asked_said(report: dict):
     "Which emotion was asked for (rows) and which the judge heard (columns), shares; beside it the judge on recordings"
-    heard = report['judge']['emotions']; asked = list(report['emotions']); m = np.array([[report['emotions'][a]['said'].count(h)/len(report['emotions'][a]['said']) for h in heard] for a in asked]); own = np.array(report['judge']['confusion'], float); own /= np.maximum(1, own.sum(1, keepdims=True))
+    heard = report['judge']['emotions']; asked = list(report['emotions']); m = np.array([[report['emotions'][a]['said'].count(h)/len(report['emotions'][a]['said']) for h in heard] for a in asked]); own = np.array(report['judge']['confusion'], float)/np.maximum(1, [[report['judge']['count'].get(q, 0)] for q in heard])
     with plt.rc_context(STYLE):
         fig, ax = plt.subplots(1, 2, figsize=(9.5, 3.6))
         for a, x, rows, title in ((ax[0], m, asked, 'samples of the adapter'), (ax[1], own, heard, 'recordings of speakers unknown to the judge')):
@@ -70,7 +70,7 @@ def table_all(report: dict) -> list[dict]:
     f = shown
     return [dict(emotion=e, judged=f(r['adapter']), **{'base with the tag': f(r['base']), "judge's recall": '' if r['recall'] is None else f"{r['recall']:.2f}", 'sentence recognised': f(r['words']), 'stopped': f(r['ended']), 'F0, Hz': round(r['f0']), 'level, dB': round(r['energy'], 1), 'letters per s': round(r['rate'], 1)}) for e, r in report['emotions'].items()]
 
-# %% ../nbs/18_expressive.ipynb #e40575b4
+# %% ../nbs/18_expressive.ipynb #d6b44035
 def page_all(cfg, run: Run, report: dict) -> Path:
     "`index.html` of the run folder: players, table, figures; needs no network"
     h = lambda x: html.escape(str(x)); rows, keys = table_all(report), ('base', *cfg.emotions); texts = dict.fromkeys(s['text'] for s in report['samples']); file = {(s['text'], s['set']): s['file'] for s in report['samples']}
@@ -79,7 +79,7 @@ def page_all(cfg, run: Run, report: dict) -> Path:
 <h1>All emotions, one adapter</h1><p>General stage of <b>{h(Path(cfg.model).name)}</b> on {report['clips']['target']} clips of <b>{h(Path(cfg.source).name)}</b>, {cfg.steps} updates, kept: update {report['ended']['best_update'] or cfg.steps}. Intervals are 95 %. All numbers were computed in this run.</p>
 <h2>Listen</h2><table><tr><th></th>{''.join(f'<th>{h(t)}</th>' for t in texts)}</tr>{''.join(f"<tr><th>{h(k)}</th>{''.join(f'<td><audio controls preload=none src={chr(34)}{h(file[t, k])}{chr(34)}></audio></td>' for t in texts)}</tr>" for k in keys)}</table>
 <h2>Measured</h2><table><tr>{''.join(f'<th>{h(k)}</th>' for k in rows[0])}</tr>{''.join(f"<tr>{''.join(f'<td>{h(v)}</td>' for v in r.values())}</tr>" for r in rows)}</table>
-<p>Held-out neutral speech: NLL rise {report['neutral_nll']['rise']['value']:+.3f} [{report['neutral_nll']['rise']['low']:+.3f}, {report['neutral_nll']['rise']['high']:+.3f}] nats per frame. Emotional recordings of unheard speakers: {report['emotion_nll']['rise']['value']:+.3f}. Base without a tag: sentence recognised {report['base_words']['value']:.2f}.</p>
+<p>Held-out neutral speech: NLL rise {shown(report['neutral_nll']['rise'], 3, '+')} nats per frame. Emotional recordings of unheard speakers: {report['emotion_nll']['rise']['value']:+.3f}. Base without a tag: sentence recognised {report['base_words']['value']:.2f}.</p>
 {'<h2>Evaluation</h2><p><a href="evaluation/index.html">Several seeds and voices, more metrics, two judges</a></p><p><img src="figures/evaluation.png" alt="evaluation"></p>' if (run.path/'evaluation.json').exists() else ''}
 <p><img src="figures/asked_said.png" alt="asked and heard"></p><p><img src="figures/training.png" alt="training"></p></html>'''
     return atomic_write(run/'index.html', body)

@@ -50,7 +50,7 @@ def before_after(pairs: list[tuple], emotion: str):
             for x, y, t in ((row[0], a, f'base: {text}'), (row[1], b, f'{emotion}: {text}')): spectrogram(x, y, t); x.set_xlim(0, n); x.title.set_fontsize(8)
     return fig
 
-# %% ../nbs/13_figures.ipynb #8976e99e
+# %% ../nbs/13_figures.ipynb #64d189b5
 def gap_figure(gap: dict, emotion: str):
     "Share of the neutral-to-emotion shift of the recordings that the adapter makes, with intervals"
     with plt.rc_context(STYLE):
@@ -63,7 +63,7 @@ def gap_figure(gap: dict, emotion: str):
 def judge_figure(card: dict, said: dict, emotion: str):
     "Left: the judge's own confusion on held-out speakers. Right: what it says of base and adapter samples"
     with plt.rc_context(STYLE):
-        fig, (a, b) = plt.subplots(1, 2, figsize=(9, 3.2)); m = np.array(card['confusion'], float); m /= np.maximum(1, m.sum(1, keepdims=True)); e = card['emotions']
+        fig, (a, b) = plt.subplots(1, 2, figsize=(9, 3.2)); e = card['emotions']; m = np.array(card['confusion'], float)/np.maximum(1, [[card['count'].get(q, 0)] for q in e])
         a.imshow(m, cmap='Blues', vmin=0, vmax=1); a.grid(False); a.set_xticks(range(len(e)), e, rotation=60, ha='right'); a.set_yticks(range(len(e)), e)
         [a.text(j, i, f'{m[i, j]:.2f}', ha='center', va='center', fontsize=6.5, color='w' if m[i, j] > .5 else 'k') for i in range(len(e)) for j in range(len(e)) if m[i, j] >= .005]
         a.set(title=f"judge on unheard speakers: UAR {card['uar']:.2f}, chance {card['chance']:.2f}", xlabel='said', ylabel='is'); x = np.arange(len(e))

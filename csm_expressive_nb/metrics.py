@@ -9,9 +9,9 @@ __all__ = ['METRICS', 'FORMS', 'PROSODY', 'GE2E_HASH', 'READY', 'Utterance', 'Me
            'cepstra', 'cepstral_distance', 'MelCepstralDistance', 'VoiceQuality', 'EGeMaps', 'lacks', 'spread',
            'measure_few', 'measure', 'registry']
 
-# %% ../nbs/11_metrics.ipynb #baf42dd2
+# %% ../nbs/11_metrics.ipynb #8692d620
 import hashlib, importlib, os, pickle, re, time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -139,7 +139,7 @@ class PhonemeErrorRate:
     def right(self, text): return phonemes(self.g2p(re.sub(r"[^a-z' ]", '', text.lower())).ipa)
     def __call__(self, u): return error_rate(self.heard(u.audio), self.right(u.text))
 
-# %% ../nbs/11_metrics.ipynb #752aa36b
+# %% ../nbs/11_metrics.ipynb #0d3259bd
 @register('words', unit='share of sentences', better='higher', low=0, high=1, licence='pocketsphinx BSD-2', wants=('text',), few=24, validated='right against wrong text on recordings; refuses words outside its dictionary')
 class ForcedChoice:
     "Which of `texts` was said? pocketsphinx under a JSGF grammar of exactly these sentences"
@@ -160,7 +160,11 @@ class ForcedChoice:
         d = self.decoder; d.reinit_feat(); d.start_utt(); d.process_raw((x*32767).astype(np.int16).tobytes(), full_utt=True); d.end_utt()
         h = d.hyp(); return h.hypstr.strip() if h else ''
     def correct(self, x, text, sr: int = SR) -> bool: return self.said(x, sr) == self.normal(text)
-    def __call__(self, u): return float(self.correct(u.audio, u.text))
+    def __call__(self, u): return float(self.correct(u.audio, u.text)) if self.normal(u.text) in self.texts else float('nan')          # no candidate, no answer
+    @classmethod
+    def sayable(cls, texts: list[str]) -> list[str]:
+        "Those of `texts` whose words are all in the dictionary"
+        d = cls(['yes', 'no']).decoder; return [t for t in dict.fromkeys(texts) if cls.normal(t) and all(d.lookup_word(w) for w in cls.normal(t).split())]
 
 # %% ../nbs/11_metrics.ipynb #c735347f
 @register('vad', unit='speech: seconds; speech_share: share of the clip; trailing: seconds after the last speech', better='', low=0, high=np.inf, licence='silero-vad MIT', packages=(('silero_vad', 'pip install silero-vad'),),
@@ -257,7 +261,7 @@ class EGeMaps:
     def __init__(self): import opensmile; self.smile = opensmile.Smile(opensmile.FeatureSet.eGeMAPSv02, opensmile.FeatureLevel.Functionals)
     def __call__(self, u): return {k: float(v) for k, v in self.smile.process_signal(u.audio, SR).iloc[0].items()}
 
-# %% ../nbs/11_metrics.ipynb #5fa1c2b2
+# %% ../nbs/11_metrics.ipynb #329523d8
 def lacks(m: Metric, u: Utterance) -> list[str]:
     "Fields that the metric wants and the utterance does not have"
     return [w for w in m.wants if (v := getattr(u, w)) is None or (isinstance(v, (str, tuple)) and not v)]
@@ -278,7 +282,7 @@ def measure_few(jobs: list[tuple], metrics: dict, download: bool, homes: list[st
     for i, u, names in jobs:
         row, took = {}, {}
         for k in names:
-            if (key := (k, pickle.dumps(metrics[k]))) not in READY: READY[key] = load(k, download, **metrics[k]); READY[key](u)
+            if (key := (k, pickle.dumps(metrics[k]))) not in READY: READY[key] = load(k, download, **metrics[k]); READY[key](replace(u))
             t = time.perf_counter(); v = READY[key](u); took[k] = time.perf_counter() - t; row |= {k: v} if not isinstance(v, dict) else {f'{k}_{q}': w for q, w in v.items()} if METRICS[k].hub else v
         out.append((i, row, took))
     torch.set_num_threads(n); return out
@@ -294,7 +298,7 @@ def measure(us: list[Utterance], metrics: dict[str, dict], jobs: int = 0, downlo
         for part in Parallel(jobs, return_as='generator_unordered')(delayed(measure_few)(c, metrics, download, homes) for c in chunks):
             for i, row, t in part: rows[i] = row; bar.update(); took |= {k: took[k] + v for k, v in t.items()}
     audio = {k: sum(len(us[i].audio) for i in v)/SR for k, v in fit.items()}
-    return rows, {k: dict(clips=len(v), skipped=len(us) - len(v), lacking=sorted({w for u in us for w in lacks(METRICS[k], u)}), cost=took[k]/audio[k] if audio[k] else None) for k, v in fit.items()}
+    return rows, {k: dict(clips=len(v), skipped=(s := sum(bool(lacks(METRICS[k], u)) for u in us)), thinned=len(us) - len(v) - s, lacking=sorted({w for u in us for w in lacks(METRICS[k], u)}), cost=took[k]/audio[k] if audio[k] else None) for k, v in fit.items()}
 
 # %% ../nbs/11_metrics.ipynb #06c198bd
 def registry() -> list[dict]:

@@ -7,8 +7,9 @@ __all__ = ['LINES', 'Protocol', 'chosen', 'open_finished', 'blocks', 'speak_bloc
            'figures_of', 'summarise', 'judges_for', 'evaluate', 'remark', 'table', 'as_text', 'evaluation_page',
            'cards_table_of', 'evaluate_folder']
 
-# %% ../nbs/18a_protocol.ipynb #7f569d51
+# %% ../nbs/18a_protocol.ipynb #eb5b5d6e
 import html, json, resource, shutil, sys, time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np, pandas as pd, soundfile as sf, torch, yaml
@@ -22,14 +23,14 @@ from .model import TAG, load_adapter, load_csm
 from .continual import evaluation_sentences
 from .speak import Speech, speak
 from .stats import bootstrap, holm, shown
-from .metrics import METRICS, Utterance, measure, status
+from .metrics import METRICS, ForcedChoice, Utterance, measure, status
 from . import hub                              # registers its metrics
 from .judge import Judge, cards_table, independent, shipped
 from .figures import evaluation_figure
 from .road import judge_of, sides, voice, write_page
 from .expressive import page_all, tags_of
 
-# %% ../nbs/18a_protocol.ipynb #948ff9e2
+# %% ../nbs/18a_protocol.ipynb #8bc617c7
 class Protocol(BaseModel):
     "Size and metrics of an evaluation"
     model_config = ConfigDict(extra='forbid')
@@ -37,7 +38,7 @@ class Protocol(BaseModel):
     seeds: int = Field(2, ge=1)                       # each sentence is said so often, with another voice and seed
     contexts: int = Field(8, ge=0)                    # of these also after a neutral context turn of the same voice
     recordings: int = Field(12, ge=0)                 # clips of the corpus per emotion, as the ceiling
-    near: int = Field(4, ge=2)                        # neutral clips of the base per voice: its reference
+    near: int = Field(4, ge=2, le=24)                  # neutral clips of the base per voice: its reference
     metrics: list[str] = []                           # names of the registry; `default` or none: all that are on by default and here
     few: bool = True                                  # slow metrics listen to some of the clips only, as the registry says
     download: bool = False                            # metrics may fetch their weights from the hub
@@ -59,7 +60,7 @@ def open_finished(folder: str|Path) -> tuple:  # (configuration, {emotion: tag},
     if not (folder/'adapter/adapter_model.safetensors').exists(): raise FileNotFoundError(f'{folder} has no adapter yet: finish the run first')
     return cfg, {cfg.emotion: TAG} if hasattr(cfg, 'emotion') else {e: t for e, t in tags_of(cfg).items()}, folder/'adapter'
 
-# %% ../nbs/18a_protocol.ipynb #4aed5224
+# %% ../nbs/18a_protocol.ipynb #15f37c41
 def blocks(p: Protocol, cfg, tags: dict, voices: list) -> list[dict]:
     "What is spoken: the base's reference clips first, then base and adapter per seed, then after a context turn"
     pool = evaluation_sentences(); texts = pool[:p.sentences]; role = lambda i, s: voices[(i + s) % len(voices)]; b = lambda **kw: dict(tag='', context=False, seed=cfg.seed) | kw
@@ -72,7 +73,7 @@ def blocks(p: Protocol, cfg, tags: dict, voices: list) -> list[dict]:
 
 def speak_blocks(folder: Path, key: dict, todo: list[dict], open_model, temperature: float, show: bool = True) -> list[dict]:
     "Speak what is not in `folder` yet; a row per clip, its sound in `folder`/audio"
-    if (folder/'key.json').exists() and read_json(folder/'key.json') != key: shutil.rmtree(folder)
+    if folder.exists() and not ((folder/'key.json').exists() and read_json(folder/'key.json') == key): shutil.rmtree(folder)
     write_json(folder/'key.json', key); (folder/'audio').mkdir(exist_ok=True); rows, ready, near = [], None, {}
     for n, b in enumerate(todo):
         if not (f := folder/f'blocks/{n:03}.json').exists():
@@ -101,10 +102,10 @@ def recorded(ds: Dataset, clips: list[Clip], emotion: str, n: int, folder: Path|
     return ([dict(file=f'recordings/{emotion}_{i:03}.flac' if folder else c.source, system='recordings', emotion=emotion, text=c.text, voice=f'{c.corpus}/{c.speaker}', seed=0, context=False) for i, c in enumerate(have)],
             [Utterance(ds.audio(c), c.text, c.speaker, emotion, f'recordings {emotion}', near=group.setdefault(tuple(d.id for d in calm[who(c)] if d.id != c.id), near[c.id])) for c in have])
 
-# %% ../nbs/18a_protocol.ipynb #8bc3ea32
+# %% ../nbs/18a_protocol.ipynb #2f19a785
 def judged(row: dict, emotion: str, judges: dict[str, Judge]) -> dict:
     "Shares of the judges that know the emotion: 1 where heard as it"
-    return {f'judged_{k}': float(row[f'heard_{k}'] == emotion) for k, j in judges.items() if f'heard_{k}' in row and emotion in j.emotions}
+    return {f'judged_{k}': float(row[f'heard_{k}'] == emotion) for k, j in judges.items() if f'heard_{k}' in row and emotion in j.emotions} | {f'no_voice_{k}': float(row[f'heard_{k}'] == 'no voice') for k in judges if f'heard_{k}' in row}
 
 def figures_of(row: dict) -> dict:
     "The numbers of a row that metrics measured; what is not finite is left out"
@@ -114,7 +115,7 @@ def summarise(rows: list[dict], emotions: list[str], judges: dict[str, Judge]) -
     "`values` and `paired` per emotion, the same after a context turn, and p over the emotions"
     at = lambda e, s, c: [r | judged(r, e, judges) for r in rows if r['system'] == s and r['context'] == c and r['emotion'] in ((e,) if s != 'base' else ('',))]
     clusters = lambda rs: [[r['text'] for r in rs], [r['voice'] for r in rs]]; key = lambda r: (r['text'], r['voice'], r['seed'])
-    share = lambda k: k.startswith('judged_') or k in ('words', 'stopped', 'speech_share'); limits = lambda k, low: (low, 1) if share(k) else (METRICS[k].low, METRICS[k].high) if k in METRICS and not low else (-np.inf, np.inf)
+    share = lambda k: k.startswith(('judged_', 'no_voice_')) or k in ('words', 'stopped', 'speech_share'); limits = lambda k, low: (low, 1) if share(k) else (METRICS[k].low, METRICS[k].high) if k in METRICS and not low else (-np.inf, np.inf)
     def value(rs):
         out = {k: bootstrap([figures_of(r)[k] for r in g], clusters(g), limits=limits(k, 0)) for k in sorted({k for r in rs for k in figures_of(r)}) if (g := [r for r in rs if k in figures_of(r)])}
         if 'whisper_words' in out: out['whisper_wer_corpus'] = dict(value=round(out['whisper_errors']['value']/out['whisper_words']['value'], 4), low=None, high=None, n=out['whisper_words']['n'])
@@ -131,7 +132,7 @@ def summarise(rows: list[dict], emotions: list[str], judges: dict[str, Judge]) -
                 for e, q in holm({e: v[ab][k]['p'] for e, v in out[name].items() if k in v[ab]}).items(): out[name][e][ab][k]['p_holm'] = q
     return out
 
-# %% ../nbs/18a_protocol.ipynb #9df7c32d
+# %% ../nbs/18a_protocol.ipynb #285de365
 def judges_for(folder: Path, ds: Dataset, clips: list[Clip]) -> tuple[dict[str, Judge], dict]:  # ({name: judge}, {name: why not})
     "The judge of the run's own corpus and the one of real speech, each only if it shares no speaker or clip with the adapter"
     own = shipped(folder/'judge.json') if (folder/'judge.json').exists() else judge_of(ds)[0]; out, why = dict(run=independent(own, clips)), {}
@@ -141,17 +142,18 @@ def judges_for(folder: Path, ds: Dataset, clips: list[Clip]) -> tuple[dict[str, 
 
 def evaluate(folder: str|Path, against: str|Path|None = None, p: Protocol|None = None, jobs: int = 0, show: bool = True) -> dict:
     "Speak and measure a finished run; writes `evaluation.json`, `evaluation/` (clips, page), a figure, and what it took apart from them"
-    p, folder = p or Protocol(), Path(folder); cfg, tags, adapter = open_finished(folder); names, missing = chosen(p); ds = dataset_of(cfg.source); mine, _ = sides(ds); voices = sorted({voice(c) for c in mine}); began = time.time()
+    p, folder = p or Protocol(), Path(folder); cfg, tags, adapter = open_finished(folder); names, missing = chosen(p); ds = dataset_of(cfg.source); mine, _ = sides(ds); old = read_json(folder/'report.json')['dataset'] if (folder/'report.json').exists() else ds.info['hash']; voices = sorted({voice(c) for c in mine}); began = time.time()
+    if old != ds.info['hash']: raise ValueError(f'{cfg.source} is not the dataset this run was trained on (now {ds.info["hash"][:12]}, then {old[:12]}): speakers may have changed sides, so no judge could be trusted; restore it, or train again')
     judges, why = judges_for(folder, ds, mine); here = folder/'evaluation'; told = p.model_dump(exclude={'metrics', 'download'})
-    def side(cfg, adapter, todo, where): return speak_blocks(where, dict(model=cfg.model, adapter=sha256(adapter/'adapter_model.safetensors'), temperature=cfg.temperature, blocks=todo), todo, lambda: ((m := load_csm(cfg.model)), (load_adapter(m[0], adapter), m[1]))[1], cfg.temperature, show)
+    def side(cfg, adapter, todo, where): return speak_blocks(where, dict(model=cfg.model, adapter=[sha256(adapter/f) for f in ('adapter_model.safetensors', 'adapter_config.json')], temperature=cfg.temperature, blocks=todo), todo, lambda: ((m := load_csm(cfg.model)), (load_adapter(m[0], adapter), m[1]))[1], cfg.temperature, show)
     rows = side(cfg, adapter, blocks(p, cfg, tags, voices), here); us = utterances(rows, here); rows = [r for r in rows if r['system'] != 'near']
     if against:
         other, tags2, adapter2 = open_finished(against); both = {e: tags2[e] for e in tags if e in tags2}
         if not both: raise ValueError(f'{against} has none of the emotions {", ".join(tags)}')
-        more = side(other, adapter2, [b for b in blocks(p, cfg, both, voices) if b['system'] != 'base'], here/'against'); us += [u for u, r in zip(utterances(more, here/'against'), [r for r in more if r['system'] != 'near'])]; rows += [r | dict(system='against', file=f"against/{r['file']}") for r in more if r['system'] != 'near']
+        more = side(other, adapter2, [b for b in blocks(p, cfg, both, voices) if b['system'] != 'base'], here/'against'); us += [replace(u, system='against' + u.system.removeprefix('adapter')) for u in utterances(more, here/'against')]; rows += [r | dict(system='against', file=f"against/{r['file']}") for r in more if r['system'] != 'near']
     spoke = time.time(); human = [recorded(ds, mine, e, p.recordings, here) for e in dict.fromkeys([*tags, 'neutral'])]; rows += [r for h, _ in human for r in h]; us += [u for _, h in human for u in h]
     args = {k: dict(words=dict(texts=evaluation_sentences()), judge=dict(judges=judges)).get(k, {}) for k in names}
-    if 'words' in args and human: args['words'] = dict(texts=sorted({*evaluation_sentences(), *(u.text for u in us)}))
+    if 'words' in args: args['words'] = dict(texts=sorted({*evaluation_sentences(), *ForcedChoice.sayable([u.text for u in us])}))
     got, facts = measure(us, args, jobs, p.download, p.few, show); rows = [r | g for r, g in zip(rows, got)]
     result = dict(protocol=told | dict(voices=voices, against=str(against or '')), run=dict(kind='emotion' if hasattr(cfg, 'emotion') else 'expressive', model=cfg.model, source=cfg.source, dataset=ds.info['hash'], adapter=sha256(adapter/'adapter_model.safetensors')),
                   metrics={k: {f: v for f, v in facts[k].items() if f != 'cost'} | {f: getattr(METRICS[k], f) for f in ('what', 'unit', 'better', 'licence', 'validated')} for k in names}, not_measured=missing | {f'judge {k}': w for k, w in why.items()},
@@ -166,8 +168,8 @@ def evaluate(folder: str|Path, against: str|Path|None = None, p: Protocol|None =
     if (folder/'report.json').exists(): (write_page if hasattr(cfg, 'emotion') else page_all)(cfg, Run(folder, cfg), read_json(folder/'report.json'))
     return result
 
-# %% ../nbs/18a_protocol.ipynb #7f0a9a16
-LINES = dict(judged_run='judged as asked: judge of the run\'s corpus', judged_cremad='judged as asked: judge of real speech', arousal_run='arousal, log odds: judge of the run\'s corpus', arousal_cremad='arousal, log odds: judge of real speech', valence_cremad='valence, log odds: judge of real speech', per='phoneme error rate', whisper_wer_seed_tts='WER, mean of utterances (seed-tts-eval)', whisper_wer_corpus='WER of the whole corpus', words='sentence recognised',
+# %% ../nbs/18a_protocol.ipynb #ac0d86f4
+LINES = dict(judged_run='judged as asked: judge of the run\'s corpus', judged_cremad='judged as asked: judge of real speech', no_voice_run='no voice to judge', arousal_run='arousal, log odds: judge of the run\'s corpus', arousal_cremad='arousal, log odds: judge of real speech', valence_cremad='valence, log odds: judge of real speech', per='phoneme error rate', whisper_wer_seed_tts='WER, mean of utterances (seed-tts-eval)', whisper_wer_corpus='WER of the whole corpus', words='sentence recognised',
              speaker='speaker similarity to the base\'s neutral voice', mos='predicted MOS (DistillMOS)', stopped='stopped by itself', trailing='silence after the last speech, s', f0='F0, Hz', f0_sd='F0 spread, semitones', energy='level, dB', rate='letters per second', pauses='pauses, s')
 
 def remark(result: dict, emotion: str, key: str) -> str:
@@ -180,17 +182,17 @@ def table(result: dict) -> list[dict]:
     out = []
     for e, v in result['values'].items():
         d = result['paired'][e].get('adapter - base', {})
-        known = {**LINES, **{k: k for s in v.values() for k in s if k not in LINES and not k.startswith(('speech', 'tilt', 'final', 'valence_run'))}}
+        known = {**LINES, **{k: k for s in v.values() for k in s if k not in LINES and not k.startswith(('speech', 'tilt', 'final', 'valence_run', 'no_voice_cremad'))}}
         for k, name in known.items():
             if not any(k in s for s in v.values()): continue
-            out.append(dict(emotion=e, figure=name) | {s: shown(v[s].get(k)) for s in v} | dict(difference=shown(d.get(k), sign='+'), p=f"{d[k]['p_holm']:.4f}" if k in d else '', remark=remark(result, e, k)))
+            out.append(dict(emotion=e, figure=name) | {s: shown(v[s].get(k)) for s in v} | dict(clips=next((v[s][k]['n'] for s in ('adapter', 'base', 'recordings') if k in v.get(s, {})), 0), difference=shown(d.get(k), sign='+'), p=f"{d[k]['p_holm']:.4f}" if k in d else '', remark=remark(result, e, k)))
             if 'against' in v: out[-1]['adapter - against'] = shown(result['paired'][e]['adapter - against'].get(k), sign='+')
     return out
 
 def as_text(result: dict) -> str:
     "The table for a terminal"
     rows = table(result) if any('adapter' in v for v in result['values'].values()) else [dict(emotion=e, figure=LINES.get(k, k), recordings=shown(s), n=s['n'], remark=remark(result, e, k)) for e, v in result['values'].items() for k, s in v['recordings'].items() if k in LINES]
-    gone = ''.join(f'\nnot measured: {k}: {w}' for k, w in result['not_measured'].items()) + ''.join(f"\n{k}: {m['skipped']} clips without {', '.join(m['lacking'])}" for k, m in result['metrics'].items() if m['lacking'])
+    gone = (f"\n{result['clips']['measured']} of {result['clips']['found']} clips measured, {result['clips']['without_text']} have no text" if 'clips' in result else '') + ''.join(f'\nnot measured: {k}: {w}' for k, w in result['not_measured'].items()) + ''.join(f"\n{k}: {m['skipped']} clips without {', '.join(m['lacking'])}" for k, m in result['metrics'].items() if m['lacking'])
     said = dict.fromkeys(f"{r['figure']}, {r['emotion']}: {r['remark']}" for r in rows if r['remark'])
     return pd.DataFrame(rows).drop(columns='remark').to_string(index=False) + '\n\nthe judges\' own error\n' + '\n'.join(said) + '\n' + gone
 
@@ -215,7 +217,7 @@ def cards_table_of(j: dict) -> list[dict]:
     "`judge.cards_table` of a judge as `evaluation.json` holds it"
     k = Judge(); k.emotions, k.cards = j['emotions'], j['cards']; return cards_table(k)
 
-# %% ../nbs/18a_protocol.ipynb #39de97d6
+# %% ../nbs/18a_protocol.ipynb #3df83daf
 def evaluate_folder(source: str|Path, out: str|Path|None = None, p: Protocol|None = None, jobs: int = 0, show: bool = True) -> dict:
     "Measure the clips of a dataset or a folder of sound, a value per emotion; writes `out`/evaluation.json, clips.csv and a figure"
     p, ds = p or Protocol(), dataset_of(source); out = Path(out or root()/'_reports'/f'{Path(source).resolve().name}_evaluation'); emotions = list(dict.fromkeys(c.emotion for c in ds.clips)); names, missing = chosen(p); judges, why = {}, {}
@@ -223,8 +225,11 @@ def evaluate_folder(source: str|Path, out: str|Path|None = None, p: Protocol|Non
     except ValueError as e: why['cremad'] = str(e)
     if not judges: names = [k for k in names if k != 'judge']
     got = [recorded(ds, ds.clips, e, p.recordings) for e in emotions]; rows, us = [r for a, _ in got for r in a], [u for _, b in got for u in b]
+    if not p.recordings: raise ValueError('recordings = 0 leaves nothing to measure: give how many clips of each emotion')
     if not us: raise ValueError(f'{source}: no clip with a text, {len(ds.clips)} without: give texts in metadata.csv, or a .txt beside each recording')
-    args = {k: dict(words=dict(texts=sorted({u.text for u in us})), judge=dict(judges=judges)).get(k, {}) for k in names}; vals, facts = measure(us, args, jobs, p.download, p.few, show)
+    said = ForcedChoice.sayable([u.text for u in us]); few = 'words' in names and len(said) < 10
+    if few: names.remove('words'); missing['words'] = f'only {len(said)} different sentences to choose among'
+    args = {k: dict(words=dict(texts=said), judge=dict(judges=judges)).get(k, {}) for k in names}; vals, facts = measure(us, args, jobs, p.download, p.few, show)
     rows = [r | v for r, v in zip(rows, vals)]; s = summarise(rows, emotions, judges)
-    result = json.loads(json.dumps(dict(out=str(out), source=Path(source).name, dataset=ds.info['hash'], protocol=p.model_dump(), metrics={k: {f: v for f, v in facts[k].items() if f != 'cost'} for k in names}, not_measured=missing | {f'judge {k}': w for k, w in why.items()}, judges={k: dict(emotions=j.emotions, fitted_on=j.trained['clips'], cards=j.cards) for k, j in judges.items()}, values=s['values'], paired=s['paired'])))
+    result = json.loads(json.dumps(dict(out=str(out), clips=dict(found=len(ds.clips), without_text=sum(not c.text for c in ds.clips), measured=len(us)), source=Path(source).name, dataset=ds.info['hash'], protocol=p.model_dump(), metrics={k: {f: v for f, v in facts[k].items() if f != 'cost'} for k in names}, not_measured=missing | {f'judge {k}': w for k, w in why.items()}, judges={k: dict(emotions=j.emotions, fitted_on=j.trained['clips'], cards=j.cards) for k, j in judges.items()}, values=s['values'], paired=s['paired'])))
     out.mkdir(parents=True, exist_ok=True); write_json(out/'evaluation.json', result); pd.DataFrame(rows).to_csv(out/'clips.csv', index=False); evaluation_figure(result).savefig(out/'evaluation.png', dpi=130, metadata={'Software': None}); return result

@@ -101,7 +101,7 @@ def fit(cfg, run: Run, model, processor, data: Data, tags: dict|None = None, sho
     model = train(model, cfg, run, data.target, data.rehearsal if cfg.rehearsal else (), data.validation, data.contexts, terms(cfg), listener(cfg, run, processor, data.voices, tags or {cfg.emotion: TAG}), show=show)
     return load_adapter(load_csm(cfg.model)[0], run/'adapter') if any(hasattr(p, 'placements') for p in model.parameters()) else model       # shards cannot speak
 
-# %% ../nbs/15_road.ipynb #9e8a9ac2
+# %% ../nbs/15_road.ipynb #88f34165
 def sample_sets(cfg, lora, processor, data: Data) -> dict:
     "`Speech` lists: base, base_marked, adapter (marked), adapter_unmarked"
     texts = evaluation_sentences()[:cfg.sentences]; roles = [data.voices[i % len(data.voices)] for i in range(len(texts))]
@@ -110,10 +110,10 @@ def sample_sets(cfg, lora, processor, data: Data) -> dict:
     return dict(base=base, base_marked=marked, adapter=say('adapter', TAG), adapter_unmarked=say('adapter, unmarked', ''))
 
 def drift(lora, items) -> dict:
-    "NLL (nats per frame, codebook 0) of held-out items with the adapter off and on, and the paired difference"
+    "NLL (nats per frame, codebook 0) of held-out items with the adapter off and on, and the paired difference with its interval over sentences and voices"
     with lora.disable_adapter(): b = neutral_nll(lora, items)
     a = neutral_nll(lora, items)
-    return dict(base=round(b['c0'], 4), adapter=round(a['c0'], 4), rise=bootstrap(np.array(a['items']) - b['items']), depth_rise=round(a['depth'] - b['depth'], 4))
+    return dict(base=round(b['c0'], 4), adapter=round(a['c0'], 4), rise=bootstrap(np.array(a['items']) - b['items'], [[i.text or n for n, i in enumerate(items)], [i.speaker or n for n, i in enumerate(items)]]), depth_rise=round(a['depth'] - b['depth'], 4))
 
 def judge_of(ds: Dataset) -> tuple[Judge, list[dict]]:  # with its card, and prosody rows of the adapter's recordings
     "A judge trained on speakers the adapter never heard; its card says how often it is right on the adapter's recordings"

@@ -9,14 +9,14 @@ __all__ = ['wilson', 'draws', 'groupings', 'bootstrap', 'holm', 'shown']
 import numpy as np
 from scipy.stats import t as student
 
-# %% ../nbs/10a_stats.ipynb #bec19e1c
-def wilson(k: int, n: int, z: float = 1.96) -> dict:
+# %% ../nbs/10a_stats.ipynb #0941448b
+def wilson(k: float, n: int, z: float = 1.96) -> dict:
     "Share `k/n` with its 95 % Wilson interval"
     if not n: raise ValueError('a share of nothing')
     p = k/n; c = (p + z*z/2/n)/(1 + z*z/n); h = z*((p*(1-p) + z*z/4/n)/n)**.5/(1 + z*z/n)
     return dict(value=round(p, 4), low=round(max(0, c - h), 4), high=round(min(1, c + h), 4), n=n)
 
-# %% ../nbs/10a_stats.ipynb #60f876f6
+# %% ../nbs/10a_stats.ipynb #6d38a980
 def draws(values, clusters, n: int = 10_000, seed: int = 0) -> np.ndarray:  # [n] weighted means
     "Means of `values` over resamples of whole clusters, several groupings crossing"
     v = np.asarray(values, float); rng = np.random.default_rng(seed); w = np.ones((n, len(v)))
@@ -29,12 +29,14 @@ def groupings(values, clusters) -> list:
     return list(clusters) if len(clusters) and isinstance(clusters[0], (list, tuple, np.ndarray)) else [clusters]
 
 def bootstrap(values, clusters=None, n: int = 10_000, seed: int = 0, limits: tuple = (-np.inf, np.inf)) -> dict:
-    "Mean of `values` with a 95 % interval from resamples of whole clusters, cut at `limits` (of a share: 0, 1), and p of the hypothesis that it is 0"
+    "Mean of `values` with a 95 % interval from resamples of whole clusters, cut at `limits` (of a share: 0, 1), and p of the hypothesis that it is 0 (Student's t with the bootstrap's standard error)"
     v = np.asarray(values, float); c = groupings(v, clusters)
     if not len(v): raise ValueError('a mean of nothing')
-    d = draws(v, c, n, seed); m = v.mean(); g = min(len(set(map(str, x))) for x in c); wide = student.ppf(.975, g - 1)/1.959964 if g > 1 else np.inf
-    lo, hi = (round(float(np.clip(m + (np.percentile(d, q) - m)*wide, *limits)), 4) if g > 1 else None for q in (2.5, 97.5)); z = m + (d - m)*min(wide, 1e3)
-    return dict(value=round(float(m), 4), low=lo, high=hi, n=len(v), p=round(float(min(1, 2*(1 + min((z <= 0).sum(), (z >= 0).sum()))/(1 + len(z)))), 5))
+    d = draws(v, c, n, seed); m, se = v.mean(), d.std(); sizes = [len(set(map(str, x))) for x in c]; g = min(sizes); wide = student.ppf(.975, g - 1)/1.959964 if g > 1 else np.inf
+    lo, hi = (round(float(np.clip(m + (np.percentile(d, q) - m)*wide, *limits)), 4) if g > 1 else None for q in (2.5, 97.5))
+    if limits == (0, 1) and g > 1: w = wilson(m*max(sizes), max(sizes)); lo, hi = min(lo, w['low']), max(hi, w['high'])          # all or none of 40 sentences is not certainty
+    p = 1. if g == 1 or m == 0 else 2*student.sf(abs(m)/se, g - 1) if se > 1e-9 else .5**(max(sizes) - 1)
+    return dict(value=round(float(m), 4), low=lo, high=hi, n=len(v), p=round(float(min(1., p)), 5))
 
 # %% ../nbs/10a_stats.ipynb #8e8c2a29
 def holm(p: dict[str, float]) -> dict[str, float]:
