@@ -119,7 +119,7 @@ def finetune(data: Annotated[str|None, typer.Option(help='A prepared dataset, a 
     run, report = (road.emotion_run if emotion else expressive.finetune)(cfg)
     if report: typer.echo(f'listen: {run.path/"index.html"}\nreport: {run.path/"report.json"}\nadapter: {run.path/"adapter"}')
 
-# %% ../nbs/19_cli.ipynb #6cafa69e
+# %% ../nbs/19_cli.ipynb #cb590a98
 @app.command()
 def metrics():
     "Every metric: what it is, its unit, licence, and whether it can be used here."
@@ -137,7 +137,7 @@ def evaluate(folder: Annotated[Path, typer.Argument(help='A finished run folder,
     p = q.Protocol(sentences=sentences, seeds=seeds, contexts=contexts, recordings=recordings, metrics=[m.strip() for m in metrics.split(',') if m.strip()], few=not all_clips, download=download)
     if (folder/'config.yaml').exists():
         if out: raise ValueError('--out is for folders of recordings: a run keeps its evaluation in its own folder')
-        r = q.evaluate(folder, against, p, jobs); typer.echo(q.as_text(r)); typer.echo(f'page: {folder/"evaluation/index.html"}\nnumbers: {folder/"evaluation.json"}\ncost: {folder/"evaluation_cost.json"}'); return
+        r = q.evaluate(folder, against, p, jobs); c = q.read_json(folder/'evaluation_cost.json'); typer.echo(q.as_text(r)); typer.echo('\nseconds per second of audio: ' + ', '.join(f'{k} {v}' for k, v in c['cost_per_audio_second'].items() if v) + f"; all in all {c['seconds']['all']} s, {c['peak_memory_gib']} GiB"); typer.echo(f'page: {folder/"evaluation/index.html"}\nnumbers: {folder/"evaluation.json"}\ncost: {folder/"evaluation_cost.json"}'); return
     if against: raise ValueError(f'{folder} is no run folder (it has no config.yaml): --against compares two runs')
     r = q.evaluate_folder(folder, out, p, jobs); typer.echo(q.as_text(r)); typer.echo(f'numbers: {r["out"]}/evaluation.json')
 
