@@ -50,7 +50,7 @@ def before_after(pairs: list[tuple], emotion: str):
             for x, y, t in ((row[0], a, f'base: {text}'), (row[1], b, f'{emotion}: {text}')): spectrogram(x, y, t); x.set_xlim(0, n); x.title.set_fontsize(8)
     return fig
 
-# %% ../nbs/13_figures.ipynb #64d189b5
+# %% ../nbs/13_figures.ipynb #03132266
 def gap_figure(gap: dict, emotion: str):
     "Share of the neutral-to-emotion shift of the recordings that the adapter makes, with intervals"
     with plt.rc_context(STYLE):
@@ -66,7 +66,7 @@ def judge_figure(card: dict, said: dict, emotion: str):
         fig, (a, b) = plt.subplots(1, 2, figsize=(9, 3.2)); e = card['emotions']; m = np.array(card['confusion'], float)/np.maximum(1, [[card['count'].get(q, 0)] for q in e])
         a.imshow(m, cmap='Blues', vmin=0, vmax=1); a.grid(False); a.set_xticks(range(len(e)), e, rotation=60, ha='right'); a.set_yticks(range(len(e)), e)
         [a.text(j, i, f'{m[i, j]:.2f}', ha='center', va='center', fontsize=6.5, color='w' if m[i, j] > .5 else 'k') for i in range(len(e)) for j in range(len(e)) if m[i, j] >= .005]
-        a.set(title=f"judge on unheard speakers: UAR {card['uar']:.2f}, chance {card['chance']:.2f}", xlabel='said', ylabel='is'); x = np.arange(len(e))
+        a.set(title=f"judge on unheard speakers: UAR {card['uar'] if card['uar'] is None else round(card['uar'], 2)}, chance {card['chance']:.2f}", xlabel='said', ylabel='is'); x = np.arange(len(e))
         for off, (k, c) in zip((-.2, .2), (('base', BASE), ('adapter', ADAPTER))): b.bar(x + off, [said[k].count(q)/len(said[k]) for q in e], .4, color=c, label=k)
         b.set_xticks(x, e, rotation=60, ha='right'); b.set(title=f'samples judged (target: {emotion})', ylabel='share of samples', ylim=(0, 1)); b.legend(frameon=False)
     return fig

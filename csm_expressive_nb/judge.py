@@ -75,7 +75,7 @@ class Judge:
     def direction(self, x, axis: str = 'arousal') -> np.ndarray:  # [n] log odds, NaN: nothing to judge
         a, b = self.axes[axis]; return ((np.array(x) - self.mean)/self.scale@a.T + b)[:, 0]
 
-# %% ../nbs/11a_judge.ipynb #db9c29b6
+# %% ../nbs/11a_judge.ipynb #51015382
 def over_speakers(stat, speakers, n: int = 500, seed: int = 0) -> dict:
     "`stat(indices)` on everything, with a 95 % interval from resamples of whole speakers, widened for few of them as in `stats`; for shares and areas under curves"
     groups = [np.flatnonzero(np.array(speakers) == s) for s in sorted(set(speakers))]; rng = np.random.default_rng(seed)
@@ -87,11 +87,11 @@ def auc(high: np.ndarray, v: np.ndarray) -> float:
     a, b = high.sum(), (~high).sum(); return float((rankdata(v)[high].sum() - a*(a + 1)/2)/(a*b)) if a and b else np.nan
 
 def card_of(emotions: list[str], said: list, y: list, speakers: list, axes: dict|None = None, least: int = 8) -> dict:
-    "What answers `said` to clips of `y` are worth; emotions with fewer than `least` clips are listed, not averaged"
-    heard = [*emotions, 'no voice']; y, said = np.array(y), np.array(said); shown = [e for e in emotions if (y == e).any()]; counted = [e for e in shown if (y == e).sum() >= least]
+    "What answers `said` to clips of `y` are worth; emotions with fewer than `least` clips are listed, and not averaged unless all have so few"
+    heard = [*emotions, 'no voice']; y, said = np.array(y), np.array(said); shown = [e for e in emotions if (y == e).any()]; counted = [e for e in shown if (y == e).sum() >= least] or shown
     rec = lambda i, e: (said[i][y[i] == e] == e).mean() if (y[i] == e).any() else np.nan; everything = np.arange(len(y)); m = confusion_matrix(y, said, labels=heard)[[heard.index(e) for e in emotions]]
     out = dict(emotions=list(emotions), clips=int(np.isin(y, emotions).sum()), speakers=len(set(speakers)), recall={e: round(float(rec(everything, e)), 4) for e in shown}, count={e: int((y == e).sum()) for e in shown}, chance=1/len(emotions),
-               confusion=m[:, :-1].tolist(), no_voice=int(m[:, -1].sum()), too_few=[e for e in shown if e not in counted], not_its_own=sorted(set(y) - set(emotions)))
+               confusion=m[:, :-1].tolist(), no_voice=int(m[:, -1].sum()), too_few=[e for e in shown if (y == e).sum() < least], not_its_own=sorted(set(y) - set(emotions)))
     s = over_speakers(lambda i: np.nanmean([rec(i, e) for e in counted]), speakers) if counted else None; out |= dict(uar=s['value'], uar_interval=s) if s else dict(uar=None, uar_interval=None)
     for k, v in (axes or {}).items():
         high, low = AXES[k]; j = np.flatnonzero(np.isin(y, high + low) & ~np.isnan(v)); h = np.isin(y[j], high); w = v[j]
