@@ -13,7 +13,7 @@ from pathlib import Path
 import librosa, numpy as np, pyworld, soundfile as sf, soxr
 from pydantic import BaseModel, ConfigDict, Field
 
-# %% ../nbs/01_audio.ipynb #cf8487b7
+# %% ../nbs/01_audio.ipynb #088f0ac4
 SR = 24_000          # Mimi's rate, and the embedded codec's
 
 REASONS = dict(
@@ -22,7 +22,7 @@ REASONS = dict(
     decode_error='no decoder reads it: download again, or convert it to WAV or FLAC', wrong_format='a compressed or video copy, or a container whose completeness cannot be checked: use WAV or FLAC',
     wrong_rate='not at the publisher\'s sampling rate: a re-encoded copy', hash_mismatch='not the published bytes: a re-encoded or edited copy (`--verify off` accepts it)',
     wrong_name='the name does not follow the publisher\'s grammar', wrong_channel='song or video, not speech audio', folder_mismatch='the name names another speaker or emotion than the folder',
-    unknown_emotion='a label outside neutral, calm, happy, sad, angry, fearful, disgust, surprised', unlisted='the table of the corpus has no row for it', duplicate='the same bytes as another clip',
+    unknown_emotion='a label outside neutral, calm, happy, sad, angry, fearful, disgust, surprised; an emotion of your own is named when the folder is prepared (--own)', unlisted='the table of the corpus has no row for it', duplicate='the same bytes as another clip',
     contradicting_duplicate='the same bytes under two labels: nobody can know which one is right', clipped='more samples at full scale than `max_clipped` allows',
     low_agreement='fewer listeners heard the intended emotion than `min_agreement` asks', missing='listed in the table, not on disk',
     not_audio='no recording', over_cap='left out by the balance', other_split='its sentence belongs to another split than its speaker')

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from .model import Turn, nll, pack
 
-# %% ../nbs/06_batches.ipynb #5ea7ea78
+# %% ../nbs/06_batches.ipynb #7d88ac63
 @dataclass
 class Item:
     "A sentence and its sound as codes; `variants` are encodings of the same clip on shifted frame grids"
@@ -21,9 +21,10 @@ class Item:
     weight: float = 1.           # how often it is drawn, set by the dataset's balance
     speaker: str = ''            # whose context turns fit
     text: str = ''               # what is said, without tags: a context turn says something else where it can
+    teacher: dict|None = None    # kept predictions of the base, see `Turn`
     @property
     def frames(self): return len(self.variants[0]) + 1
-    def turn(self, codes=None, keep=None, seen=None): return Turn(self.ids, self.variants[0] if codes is None else codes, keep, seen, self.rehearsal)
+    def turn(self, codes=None, keep=None, seen=None): return Turn(self.ids, self.variants[0] if codes is None else codes, keep, seen, self.rehearsal, self.teacher)
 
 # %% ../nbs/06_batches.ipynb #5add0bf3
 def depth_frames(n: int, ratio: float, g: torch.Generator) -> torch.Tensor:  # [n] bool
@@ -39,7 +40,7 @@ def corrupt(codes: torch.Tensor, pool: torch.Tensor, mean: float, g: torch.Gener
     hit = torch.rand(len(codes), generator=g) < rate
     return torch.where(hit[:, None], pool[torch.randint(len(pool), (len(codes),), generator=g)], codes)
 
-# %% ../nbs/06_batches.ipynb #41e1e03a
+# %% ../nbs/06_batches.ipynb #11af8c86
 class Sampler:
     "Updates of `n` target clips plus rehearsal; `update(step)` in order, `state`/`load` to go on later with the same sequence"
     def __init__(self, target: list[Item], rehearsal: list[Item] = (), n: int = 12, share: float = .25, seed: int = 0, contexts: dict[str, list[Item]]|None = None,
@@ -48,7 +49,9 @@ class Sampler:
         if share and not rehearsal: raise ValueError('rehearsal share > 0 needs rehearsal clips')
         if context and not any((contexts or {}).values()): raise ValueError('context > 0 needs neutral clips of the speakers')
         self.target, self.rehearsal, self.n, self.share, self.seed, self.contexts, self.context, self.depth_ratio, self.corruption = target, list(rehearsal), n, share, seed, contexts or {}, context, depth_ratio, corruption
-        self.g, self.queue, self.owed = torch.Generator(), [], 0.
+        self.g, self.queue, self.owed, pools = torch.Generator(), [], 0., {}
+        for i in self.rehearsal: pools.setdefault(i.speaker, {}).setdefault(i.text, []).append(i)
+        self.pools = list(pools.values())
     def items(self) -> list[Item]:
         "The clips of the next update"
         out = []
@@ -56,8 +59,12 @@ class Sampler:
             while not self.queue: self.queue = self.round()
             out.append(self.target[self.queue.pop()])
         self.owed += sum(i.frames for i in out)*self.share/(1 - self.share)
-        while self.owed > 0: out.append(self.rehearsal[self.pick(len(self.rehearsal))]); self.owed -= out[-1].frames
+        said = {i.text for i in out}
+        while self.owed > 0: out.append(self.again(said)); self.owed -= out[-1].frames
         return out
+    def again(self, said: set) -> Item:
+        "A rehearsal clip: speaker, then sentence (another than `said` where there is one), then clip, each drawn evenly"
+        s = self.pools[self.pick(len(self.pools))]; free = [t for t in s if t not in said] or list(s); clips = s[free[self.pick(len(free))]]; return clips[self.pick(len(clips))]
     def round(self) -> list[int]:
         "Positions of one shuffled round; weights are rounded up or down at random, without bias"
         w = torch.tensor([i.weight for i in self.target]); again = torch.arange(len(w))

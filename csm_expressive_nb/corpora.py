@@ -9,7 +9,7 @@ __all__ = ['UNCOUNTED', 'CORPORA', 'AUDIO', 'CREMAD', 'CREMAD_CODES', 'CREMAD_AB
            'unicode', 'ESD', 'EmoDB', 'LJSpeech', 'common', 'Folder', 'reader_for', 'read_corpus', 'DownloadError',
            'digest', 'receive', 'fetch', 'unzip', 'lfs_batch']
 
-# %% ../nbs/02_corpora.ipynb #b5f3735b
+# %% ../nbs/02_corpora.ipynb #6c7dbea4
 import csv, hashlib, inspect, io, itertools, json, os, re, time, zipfile, zlib
 from collections import Counter
 from dataclasses import dataclass, field
@@ -20,10 +20,10 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 from tqdm.contrib.concurrent import thread_map
 
-from .core import EMOTIONS, assets, atomic_write
+from .core import EMOTIONS, OWN_NAME, assets, atomic_write
 from .audio import REASONS, AudioError, decode
 
-# %% ../nbs/02_corpora.ipynb #2ddbeb89
+# %% ../nbs/02_corpora.ipynb #f1256220
 @dataclass(frozen=True)
 class Clip:
     "One usable recording and everything known about it"
@@ -32,7 +32,7 @@ class Clip:
     licence: str
     speaker: str                 # as the corpus numbers it
     sex: str                     # male | female | unknown
-    emotion: str                 # the intended label, one of EMOTIONS
+    emotion: str                 # the intended label, one of EMOTIONS or of your own
     text: str                    # '' where nobody wrote it down: good for audio-only work
     sentence: str                # sentence id within the corpus
     language: str = 'en'
@@ -340,7 +340,7 @@ class LJSpeech(Reader):
         if not re.match(r'LJ\d{3}-\d{4}\.wav$', path.name): raise AudioError('wrong_name', 'not LJ000-0000.wav')
         return dict(speaker='LJ', sex='female', emotion='neutral', intensity='normal', sentence=path.stem, text=self.texts.get(path.stem, ''))
 
-# %% ../nbs/02_corpora.ipynb #8ab7bd86
+# %% ../nbs/02_corpora.ipynb #133b0c6b
 COLUMNS = dict(file=('file', 'file_name', 'filename', 'path', 'audio', 'wav'), text=('text', 'transcript', 'transcription', 'sentence'),
                emotion=('emotion', 'label', 'style'), speaker=('speaker', 'speaker_id', 'spk', 'client_id'), sex=('sex', 'gender'),
                intensity=('intensity',), licence=('licence', 'license'), language=('language', 'lang', 'locale'))
@@ -351,16 +351,17 @@ def common(v: str) -> str: v = str(v).strip().lower(); return SYNONYMS.get(v, v)
 
 @register
 class Folder(Reader):
-    "Your own recordings, described by a table or by folder names; `emotion` labels what has no label, `name` is the corpus's"
+    "Your own recordings, described by a table or by folder names; `emotion` labels what has no label, `name` is the corpus's, `own` are emotions of your own"
     name, licence, suffixes = 'folder', 'unknown', {'.wav', '.flac', '.ogg', '.opus', '.mp3'}
     @classmethod
     def matches(cls, folder): return bool(cls.tables(folder)) or any(d.is_dir() and common(d.name) in EMOTIONS for d in folder.iterdir())
     @staticmethod
     def tables(folder): return sorted(p for p in Path(folder).glob('*') if p.suffix in ('.csv', '.tsv', '.jsonl') and p.name not in ('quarantine.csv', 'excluded.csv'))
-    def __init__(self, folder, emotion: str = '', name: str = ''):
-        super().__init__(folder); self.name = re.sub(r'\W+', '_', name or self.folder.resolve().name).lower(); self.emotion, self.rows = common(emotion), None
+    def __init__(self, folder, emotion: str = '', name: str = '', own: list[str] = ()):
+        super().__init__(folder); self.name = re.sub(r'\W+', '_', name or self.folder.resolve().name).lower(); self.emotion, self.rows, self.known = common(emotion), None, {*EMOTIONS, *own}
         t = self.tables(self.folder)
-        if self.emotion and self.emotion not in EMOTIONS: raise ValueError(f'emotion {emotion!r}: choose one of {", ".join(EMOTIONS)}')
+        if bad := [e for e in own if not re.match(OWN_NAME, e)]: raise ValueError(f'emotion {bad[0]!r}: lower-case letters, digits, - and _, a letter first')
+        if self.emotion and self.emotion not in self.known: raise ValueError(f'emotion {emotion!r}: choose one of {", ".join(EMOTIONS)}, or name your own with `--own {self.emotion}`')
         t = [p for p in t if p.stem == 'metadata'] or t
         if len(t) > 1: raise CorpusError(f'{len(t)} tables in {self.folder} ({", ".join(p.name for p in t)}): name the right one metadata{t[0].suffix}')
         if t: self.rows = self.read_table(t[0])
@@ -381,7 +382,7 @@ def read_table(self: Folder, path: Path) -> dict:  # {path below the folder: [fa
         out.setdefault(PurePosixPath(p.as_posix()), []).append({k: text(r.get(c)) for k, c in have.items() if c and k != 'file'})
     return out
 
-# %% ../nbs/02_corpora.ipynb #4027c6f0
+# %% ../nbs/02_corpora.ipynb #54c78501
 @patch
 def files(self: Folder) -> list[PurePosixPath]:
     return sorted({*super(Folder, self).files(), *(self.rows or ())})
@@ -395,9 +396,9 @@ def parse(self: Folder, path: PurePosixPath) -> dict:
         if any(m != r for m in more): raise AudioError('contradicting_duplicate', f'{1 + len(more)} rows of the table say different things about it')
     else:
         txt = (self.folder/path).with_suffix('.txt')
-        r = dict(text=unicode(txt).strip() if txt.exists() else '', emotion=next((p for p in path.parts[-2::-1] if common(p) in EMOTIONS), path.parent.name))
+        r = dict(text=unicode(txt).strip() if txt.exists() else '', emotion=next((p for p in path.parts[-2::-1] if common(p) in self.known), path.parent.name))
     emotion = common(r.get('emotion') or self.emotion)
-    if emotion not in EMOTIONS: raise AudioError('unknown_emotion', repr(emotion))
+    if emotion not in self.known: raise AudioError('unknown_emotion', repr(emotion))
     text = r.get('text', '').strip(); given = {k: v for k, v in r.items() if v}; usual = dict(speaker='one', sentence=text.lower() or path.stem)
     sex = common(r.get('sex', '')); return usual | given | dict(emotion=emotion, text=text, sex=sex if sex in ('male', 'female') else 'unknown')
 

@@ -8,7 +8,7 @@ __all__ = ['SPLITS', 'NAMES', 'VOTES', 'KIND', 'COLUMNS', 'rank', 'divide', 'spl
            'write', 'Dataset', 'table', 'summary', 'markdown', 'card', 'DataConfig', 'choose', 'same_sound', 'prepare',
            'dataset_of', 'found', 'set_aside', 'merge']
 
-# %% ../nbs/03_dataset.ipynb #66e0d526
+# %% ../nbs/03_dataset.ipynb #841e1ba2
 import csv, functools, hashlib, io, json, os, re, tempfile
 from collections import Counter, defaultdict
 from dataclasses import asdict, fields, replace
@@ -20,9 +20,9 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from tqdm.auto import tqdm
 
-from .core import EMOTIONS, assets, atomic_write, changed, read_json, root, write_json
+from .core import EMOTIONS, assets, atomic_write, changed, in_order, read_json, root, write_json
 from .audio import SR, AudioError, decode, median_f0, resample, rms_db, speaker_gains, trim
-from .corpora import Clip, Corpus, CorpusError, label_conflicts, read, reader_for, write_csv
+from .corpora import CORPORA, Clip, Corpus, CorpusError, label_conflicts, read, reader_for, write_csv
 
 # %% ../nbs/03_dataset.ipynb #1985789e
 SPLITS = ('train', 'test', 'validation')
@@ -57,7 +57,7 @@ def split_sentences(clips: list[Clip], shares: tuple = (.6, .25, .15)) -> tuple[
     keep = lambda c: side[sentence_key(c)] == c.split
     return [c for c in clips if keep(c)], [(c, AudioError('other_split', f'speaker in {c.split}, sentence in {side[sentence_key(c)]}')) for c in clips if not keep(c)]
 
-# %% ../nbs/03_dataset.ipynb #33b61bb2
+# %% ../nbs/03_dataset.ipynb #957a493c
 def cell(c: Clip) -> tuple: return c.emotion, c.corpus, c.sex
 
 def balance(clips: list[Clip], how: str = 'none', cap: int = 0) -> tuple[list[Clip], list]:  # (clips, [(clip, AudioError)])
@@ -80,7 +80,7 @@ def balance_table(clips: list[Clip]) -> pd.DataFrame:
     "Training clips by emotion and corpus: count, share of the draws, effective number"
     d = pd.DataFrame([dict(emotion=c.emotion, corpus=c.corpus, weight=c.weight) for c in clips if c.split == 'train'], columns=['emotion', 'corpus', 'weight'])
     t = d.groupby(['emotion', 'corpus']).weight.agg(clips='size', share=lambda w: w.sum()/d.weight.sum(), effective=lambda w: w.sum()**2/(w**2).sum())
-    return t.reindex([e for e in EMOTIONS if e in t.index.get_level_values(0)], level=0).round(3)
+    return t.reindex(in_order(t.index.get_level_values(0)), level=0).round(3)
 
 # %% ../nbs/03_dataset.ipynb #2a87b032
 def flac(x: np.ndarray) -> bytes:
@@ -169,11 +169,11 @@ class Dataset:
         "Clips whose fields have these values; a tuple of values means any of them"
         ok = lambda c: all(getattr(c, k) in (v if isinstance(v, tuple) else (v,)) for k, v in want.items()); return [c for c in self.clips if ok(c)]
 
-# %% ../nbs/03_dataset.ipynb #b017d9ab
+# %% ../nbs/03_dataset.ipynb #34bf591b
 def table(clips: list[Clip], by: str = 'speaker') -> pd.DataFrame:
     "Clips by emotion and another field, and minutes"
     d = pd.DataFrame([dict(emotion=c.emotion, by=getattr(c, by), minutes=(c.duration or c.seconds)/60) for c in clips]); t = pd.crosstab(d.emotion, d.by); t.columns.name = by
-    t['minutes'] = d.groupby('emotion').minutes.sum().round(2); return t.reindex([e for e in EMOTIONS if e in t.index])
+    t['minutes'] = d.groupby('emotion').minutes.sum().round(2); return t.reindex(in_order(t.index))
 
 def summary(clips: list[Clip]) -> pd.DataFrame:
     "One line per corpus and split: clips, speakers, sentences, minutes"
@@ -281,17 +281,17 @@ def prepare(source: str|Path, out: str|Path, corpus: str = 'auto', reader: dict|
     def sound(x): spool.seek(at[x.id][0]); return spool.read(at[x.id][1])
     return write(out, clips, sound, c.quarantine + [(x.source, e.reason, '', e.detail) for x, e in twins + gone], made)
 
-# %% ../nbs/03_dataset.ipynb #1665596e
-def dataset_of(source: str|Path = 'embedded') -> Dataset:
-    "The dataset at `source`, prepared first if it is a folder of recordings"
+# %% ../nbs/03_dataset.ipynb #c9dd28f5
+def dataset_of(source: str|Path = 'embedded', own: list[str] = ()) -> Dataset:
+    "The dataset at `source`, prepared first if it is a folder of recordings; `own` are emotions of your own that a folder of yours may name"
     folder = assets('corpus') if str(source) == 'embedded' else Path(source)
     if (folder/'dataset.json').exists(): return Dataset(folder)
-    r = reader_for(source); listing = [(str(p.relative_to(folder)), s.st_size, s.st_mtime_ns) for p in sorted(folder.rglob('*')) if p.is_file() and (s := p.stat())]
-    key = hashlib.sha256(json.dumps([str(folder.resolve()), r.name, DataConfig().model_dump(mode='json'), NAMES, listing]).encode()).hexdigest()[:12]
+    r = reader_for(source); more = dict(own=sorted(own)) if own and r.__class__ is CORPORA['folder'] else {}; listing = [(str(p.relative_to(folder)), s.st_size, s.st_mtime_ns) for p in sorted(folder.rglob('*')) if p.is_file() and (s := p.stat())]
+    key = hashlib.sha256(json.dumps([str(folder.resolve()), r.name, DataConfig().model_dump(mode='json'), NAMES, listing, *more.values()]).encode()).hexdigest()[:12]
     out = root()/'_cache'/'datasets'/f'{r.name}-{key}'
     out.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(out.parent/f'.{out.name}.lock'):                                    # two runs that start together prepare once
-        return Dataset(out) if (out/'dataset.json').exists() and read_json(out/'dataset.json')['complete'] else prepare(source, out)
+        return Dataset(out) if (out/'dataset.json').exists() and read_json(out/'dataset.json')['complete'] else prepare(source, out, reader=more)
 
 # %% ../nbs/03_dataset.ipynb #4c38d127
 def found(place: str|Path) -> tuple[dict, pd.DataFrame]:  # ({name: Dataset}, what was skipped and why)

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['BASE', 'ADAPTER', 'HUMAN', 'STYLE', 'COLOURS', 'PANELS', 'training_curves', 'smooth', 'spectrogram', 'before_after',
-           'gap_figure', 'judge_figure', 'corpus_figure', 'overview', 'heard_figure', 'evaluation_figure']
+           'gap_figure', 'judge_figure', 'corpus_figure', 'overview', 'heard_figure', 'evaluation_figure',
+           'retention_figure']
 
-# %% ../nbs/13_figures.ipynb #c974ddc5
+# %% ../nbs/13_figures.ipynb #f55c1a6a
 import librosa, matplotlib.pyplot as plt, numpy as np
 
-from .core import EMOTIONS, atomic_write
+from .core import atomic_write, in_order
 from .audio import SR, f0_track
 
 # %% ../nbs/13_figures.ipynb #021594cc
@@ -50,11 +51,12 @@ def before_after(pairs: list[tuple], emotion: str):
             for x, y, t in ((row[0], a, f'base: {text}'), (row[1], b, f'{emotion}: {text}')): spectrogram(x, y, t); x.set_xlim(0, n); x.title.set_fontsize(8)
     return fig
 
-# %% ../nbs/13_figures.ipynb #03132266
+# %% ../nbs/13_figures.ipynb #9d7aaa55
 def gap_figure(gap: dict, emotion: str):
     "Share of the neutral-to-emotion shift of the recordings that the adapter makes, with intervals"
     with plt.rc_context(STYLE):
-        fig, ax = plt.subplots(figsize=(6, 1.9)); y = np.arange(len(gap)); v = [g['share'] for g in gap.values()]
+        gap = {k: g for k, g in gap.items() if g['share']['value'] is not None}; fig, ax = plt.subplots(figsize=(6, 1.9)); y = np.arange(len(gap)); v = [g['share'] for g in gap.values()]
+        if not gap: ax.text(.5, .5, f'{emotion}: the recordings do not shift from neutral', ha='center', transform=ax.transAxes); ax.axis('off'); return fig
         ax.barh(y, [s['value'] for s in v], color=ADAPTER, height=.55, xerr=[[s['value'] - s['low'] for s in v], [s['high'] - s['value'] for s in v]], capsize=3)
         ax.axvline(1, c=HUMAN, ls='--'); ax.axvline(0, c='k', lw=.8); ax.text(1.01, len(gap) - .45, 'recordings', color=HUMAN, va='bottom')
         ax.set_yticks(y, [f"{g['unit'].split(',')[0]} ({g['corpus_shift']:+.1f} {g['unit'].split(', ')[1]})" for g in gap.values()]); ax.set(xlabel=f'share of the shift from neutral to {emotion} (1 = as the recordings)')
@@ -71,12 +73,12 @@ def judge_figure(card: dict, said: dict, emotion: str):
         b.set_xticks(x, e, rotation=60, ha='right'); b.set(title=f'samples judged (target: {emotion})', ylabel='share of samples', ylim=(0, 1)); b.legend(frameon=False)
     return fig
 
-# %% ../nbs/13_figures.ipynb #e6167e74
+# %% ../nbs/13_figures.ipynb #5c1d3075
 COLOURS = dict(train=BASE, validation='#009E73', test=ADAPTER)
 
 def corpus_figure(clips: list, name: str = ''):
     "Emotion x speaker counts, durations by split, level after gain and median F0 by emotion"
-    present = [e for e in EMOTIONS if any(c.emotion == e for c in clips)]; who = sorted({c.speaker for c in clips}); rng = np.random.default_rng(0); m = np.zeros((len(present), len(who)))
+    present = in_order(c.emotion for c in clips); who = sorted({c.speaker for c in clips}); rng = np.random.default_rng(0); m = np.zeros((len(present), len(who)))
     for c in clips: m[present.index(c.emotion), who.index(c.speaker)] += 1
     with plt.rc_context(STYLE):
         fig, ((a, b), (l, f)) = plt.subplots(2, 2, figsize=(9, 5), dpi=72); im = a.imshow(m, aspect='auto', cmap='Blues', interpolation='nearest', vmin=0); fig.colorbar(im, ax=a, label='clips'); a.grid(False)
@@ -120,4 +122,20 @@ def evaluation_figure(result: dict):
             ax.set_title(PANELS[k], fontsize=8); ax.set_yticks(range(len(emotions)), emotions); ax.set_ylim(len(emotions) - .5, -.5)
             if k.startswith('judged') or k == 'stopped': ax.set_xlim(-.03, 1.03)
         h, l = axes[0, 0].get_legend_handles_labels(); fig.legend(h, l, loc='outside lower center', ncols=4, frameon=False); plt.close(fig)
+    return fig
+
+# %% ../nbs/13_figures.ipynb #5c8c4d14
+def retention_figure(t, gains: dict[str, str], drift: str = 'drift'):
+    "A panel per gain (column of `retention.compared`: label): arms with 95 % intervals, and the scaling line of plain LoRA"
+    trained = [a for a in t.index if not a.startswith('LoRA x')]; line = [a for a in t.index if a.startswith('LoRA')]; line = sorted((a for a in line if a == 'LoRA' or ' x ' in a), key=lambda a: 1. if a == 'LoRA' else float(a.split(' x ')[1])); colours = plt.cm.tab20(np.linspace(0, .95, max(2, len(trained))))
+    with plt.rc_context(STYLE):
+        fig, axes = plt.subplots(1, len(gains), figsize=(5.2*len(gains) + 1.6, 4), squeeze=False)
+        for ax, (g, label) in zip(axes[0], gains.items()):
+            ax.plot([t[drift][a]['value'] for a in line], [t[g][a]['value'] for a in line], '-', c=HUMAN, lw=1.5, marker='.', zorder=1, label='plain LoRA, scaled')
+            for a in line: ax.annotate('1' if a == 'LoRA' else a.split(' x ')[1], (t[drift][a]['value'], t[g][a]['value']), xytext=(4, -9), textcoords='offset points', fontsize=7, color=HUMAN)
+            for i, a in enumerate(trained):
+                x, y = t[drift][a], t[g][a]; bar = lambda s: None if s['low'] is None else [[s['value'] - s['low']], [s['high'] - s['value']]]
+                ax.errorbar(x['value'], y['value'], xerr=bar(x), yerr=bar(y), fmt='os^vDPX*<>hd'[i % 12], color=colours[i], ms=6, lw=.8, capsize=2, label=a, zorder=2)
+            ax.set(xlabel='drift: NLL rise of held-out neutral speech, nats per frame', ylabel=label)
+        h, l = axes[0, -1].get_legend_handles_labels(); fig.legend(h, l, loc='outside right center', frameon=False, fontsize=8); plt.close(fig)
     return fig

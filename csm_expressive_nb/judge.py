@@ -7,22 +7,23 @@ __all__ = ['FEATURES', 'HIGH', 'LOW', 'AXES', 'reference', 'relative', 'prosody_
            'Judge', 'over_speakers', 'auc', 'card_of', 'card', 'Heard', 'noises', 'heard_label', 'folds', 'real_judge',
            'with_neutral', 'save', 'shipped', 'independent', 'cards_table']
 
-# %% ../nbs/11a_judge.ipynb #38ed1cc9
-import json
+# %% ../nbs/11a_judge.ipynb #be414262
+import hashlib, json
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import rankdata, t as student
+from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix
 from sklearn.model_selection import GroupKFold
 
-from .core import EMOTIONS, assets, write_json
+from . import audio, metrics
+from .core import assets, atomic_write, in_order, root, write_json
 from .corpora import Clip
-from .stats import shown
+from .stats import shown, widened
 from .metrics import PROSODY, Utterance, load, measure, prosody, register
 
-# %% ../nbs/11a_judge.ipynb #ca738ccf
+# %% ../nbs/11a_judge.ipynb #b4e4ff56
 def reference(rows: list[dict]) -> dict:
     "A speaker's neutral reference: the median of each prosody figure"
     return {k: float(np.nanmedian([r[k] for r in rows])) for k in PROSODY}
@@ -37,8 +38,10 @@ def relative(r: dict, ref: dict) -> list[float]:  # as FEATURES; NaN: nothing to
     return v if np.isfinite(v).all() else [np.nan]*6
 
 def prosody_table(ds, clips) -> list[dict]:
-    "Prosody of a dataset's clips"
-    return measure([Utterance(ds.audio(c), c.text) for c in clips], dict(prosody={}), show=False)[0]
+    "Prosody of a dataset's clips; kept below `_cache/prosody` under the hash of the sounds, the texts and the code that measures"
+    code = b''.join(Path(m.__file__).read_bytes() for m in (audio, metrics)); key = hashlib.sha256(code + json.dumps([(c.audio_sha256, c.gain_db, c.text) for c in clips]).encode()).hexdigest()[:20]; f = root()/'_cache'/'prosody'/f'{key}.json'
+    if not f.exists(): atomic_write(f, json.dumps(measure([Utterance(ds.audio(c), c.text) for c in clips], dict(prosody={}), show=False)[0]))
+    return json.loads(f.read_text())
 
 def relative_table(clips: list[Clip], rows: list[dict], pooled: bool = False) -> list[list]:
     "Features of recordings against the speaker's own neutral clips; `pooled`: against all clips of the corpus and sex that are neutral or were heard so, for corpora with hardly any neutral clip per speaker"
@@ -47,12 +50,12 @@ def relative_table(clips: list[Clip], rows: list[dict], pooled: bool = False) ->
     if bare := [k for k, r in calm.items() if not r]: raise ValueError(f'no neutral clip of {bare[0]} and {len(bare) - 1} others: leave them out')
     return against_others(rows, [key(c) for c in clips], calm)
 
-def against_others(rows: list[dict], keys: list, calm: dict) -> list[list]:
-    "Features of each row against the rows `calm[key]` (positions), never against itself: the only neutral clip of a voice has nothing to be judged by"
-    whole = {k: reference([rows[i] for i in v]) for k, v in calm.items()}; others = lambda i, k: [rows[j] for j in calm[k] if j != i]
-    return [relative(r, whole[k]) if i not in calm[k] else relative(r, reference(o)) if (o := others(i, k)) else [np.nan]*6 for i, (r, k) in enumerate(zip(rows, keys))]
+def against_others(rows: list[dict], keys: list, calm: dict, twin: list[int]|None = None) -> list[list]:
+    "Features of each row against the rows `calm[key]` (positions), never against itself, nor against its `twin` (position of the base's clip of the same sentence), so that both have one reference; the only neutral clip of a voice has nothing to be judged by"
+    whole = {k: reference([rows[i] for i in v]) for k, v in calm.items()}; out = twin or range(len(rows)); others = lambda i, k: [rows[j] for j in calm[k] if j != out[i]]
+    return [relative(r, whole[k]) if out[i] not in calm[k] else relative(r, reference(o)) if (o := others(i, k)) else [np.nan]*6 for i, (r, k) in enumerate(zip(rows, keys))]
 
-# %% ../nbs/11a_judge.ipynb #96c1c3a0
+# %% ../nbs/11a_judge.ipynb #2f1b15f5
 HIGH, LOW = ('angry', 'happy', 'fearful', 'surprised'), ('neutral', 'calm', 'sad')
 AXES = dict(arousal=(HIGH, LOW), valence=(('happy',), ('sad', 'angry', 'fearful', 'disgust')))
 
@@ -63,7 +66,7 @@ class Judge:
         "`x` [n,6] as `relative_table`, `y` emotions; `clips` are remembered, so that no adapter trained on them is judged"
         x, y = np.array(x), np.array(y); ok = ~np.isnan(x).any(1); x, y = x[ok], y[ok]; self.mean, self.scale = x.mean(0), x.std(0)
         line = lambda x, y: (m := LogisticRegression(C=self.C, max_iter=2000, class_weight='balanced').fit((x - self.mean)/self.scale, y), m.coef_, m.intercept_)[1:]
-        self.emotions = [e for e in EMOTIONS if e in set(y)]; a, b = line(x, [self.emotions.index(e) for e in y]); self.coef, self.bias = (a, b) if len(a) > 1 else (np.vstack([-a/2, a/2]), np.array([-b[0]/2, b[0]/2]))
+        self.emotions = in_order(map(str, y)); a, b = line(x, [self.emotions.index(e) for e in y]); self.coef, self.bias = (a, b) if len(a) > 1 else (np.vstack([-a/2, a/2]), np.array([-b[0]/2, b[0]/2]))
         for k, (high, low) in AXES.items():
             i = np.isin(y, high + low); h = np.isin(y[i], high)
             if h.any() and not h.all(): self.axes[k] = line(x[i], h)
@@ -75,12 +78,11 @@ class Judge:
     def direction(self, x, axis: str = 'arousal') -> np.ndarray:  # [n] log odds, NaN: nothing to judge
         a, b = self.axes[axis]; return ((np.array(x) - self.mean)/self.scale@a.T + b)[:, 0]
 
-# %% ../nbs/11a_judge.ipynb #51015382
+# %% ../nbs/11a_judge.ipynb #ceb52e05
 def over_speakers(stat, speakers, n: int = 500, seed: int = 0) -> dict:
     "`stat(indices)` on everything, with a 95 % interval from resamples of whole speakers, widened for few of them as in `stats`; for shares and areas under curves"
     groups = [np.flatnonzero(np.array(speakers) == s) for s in sorted(set(speakers))]; rng = np.random.default_rng(seed)
-    d = [stat(np.concatenate([groups[i] for i in rng.integers(0, len(groups), len(groups))])) for _ in range(n)]; v, g = float(stat(np.arange(len(speakers)))), len(groups); wide = student.ppf(.975, g - 1)/1.959964 if g > 1 else None
-    lo, hi = (round(float(np.clip(v + (np.nanpercentile(d, q) - v)*wide, 0, 1)), 4) if wide else None for q in (2.5, 97.5)); return dict(value=round(v, 4), low=lo, high=hi, n=g)
+    d = [stat(np.concatenate([groups[i] for i in rng.integers(0, len(groups), len(groups))])) for _ in range(n)]; v, g = float(stat(np.arange(len(speakers)))), len(groups); lo, hi = widened(v, d, g, (0, 1)); return dict(value=round(v, 4), low=lo, high=hi, n=g)
 
 def auc(high: np.ndarray, v: np.ndarray) -> float:
     "Chance that a clip of the upper class lies above one of the lower (Mann and Whitney)"

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['PRESETS', 'TAG', 'PROJECTIONS', 'PARTS', 'TINY', 'TINY_DEPTH', 'TINY_CODEC', 'emotion_tag', 'load_csm', 'check_csm',
            'text_ids', 'embed_and_label', 'forward_codes', 'Turn', 'rows_of', 'pack', 'base_of', 'states', 'heads',
-           'HeadNll', 'codebook_nll', 'padded', 'lora_config', 'add_lora', 'trainable', 'load_adapter', 'unfreeze',
-           'checkpointing', 'reduce_precision', 'nll', 'csm_config', 'tiny_csm']
+           'HeadNll', 'codebook_nll', 'padded', 'lora_config', 'add_lora', 'trainable', 'weights_hash', 'load_adapter',
+           'unfreeze', 'checkpointing', 'reduce_precision', 'nll', 'csm_config', 'tiny_csm']
 
-# %% ../nbs/05_model.ipynb #ea96083f
-import os, re
+# %% ../nbs/05_model.ipynb #28fd5947
+import hashlib, os, re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +72,7 @@ def forward_codes(model, embeds, labels, mask):
     "The unmodified CSM forward on embeddings `[B,T,H]`, labels `[B,T,K]`, mask `[B,T]`"
     return model(inputs_embeds=embeds, labels=labels, attention_mask=mask, use_cache=False)
 
-# %% ../nbs/05_model.ipynb #6b3c6675
+# %% ../nbs/05_model.ipynb #2d8d8e13
 @dataclass
 class Turn:
     "Text and sound of one turn, and what of it is trained"
@@ -81,6 +81,7 @@ class Turn:
     keep: torch.Tensor|None = None      # [Ta+1] bool: frames with a depth loss, the EOS frame last; None: context, no loss
     seen: torch.Tensor|None = None      # [Ta,K] codes on the input side, where they differ from the labels
     rehearsal: bool = False             # neutral speech of the base
+    teacher: dict|None = None           # what the base predicts of each frame, kept from before: ids, p `[Ta+1,K,n]`, entropy `[Ta+1,K]`
     def __len__(self): return len(self.ids) + len(self.codes) + 1
 
 def rows_of(lengths: list[int]) -> list[list[int]]:
@@ -92,12 +93,12 @@ def rows_of(lengths: list[int]) -> list[list[int]]:
         rows[r].append(i); used[r] += lengths[i]
     return rows
 
-# %% ../nbs/05_model.ipynb #a3ba6070
+# %% ../nbs/05_model.ipynb #b00b7a2d
 def pack(talks: list[list[Turn]], eos: int = 0) -> dict[str, torch.Tensor]:
     """Conversations as one batch: `text` ids and `frames` [F,K] in order of appearance, `order` [B,L] (which of them stands where, 0 a blank), `talk` [B,L] (-1 blank),
-    `position` [B,L]; of the trained frames `target` [A] (the position before each, flat), `labels` [A,K], `owner` [A] (conversation), `depth` [N] (those with a depth loss), `old`, `old_depth` (of them, rehearsal)"""
+    `position` [B,L]; of the trained frames `target` [A] (the position before each, flat), `labels` [A,K], `owner` [A] (conversation), `depth` [N] (those with a depth loss), `old`, `old_depth` (of them, rehearsal), and `teacher_*` of the rehearsal frames where turns carry it"""
     rows = rows_of([sum(map(len, t)) for t in talks]); L = max(sum(len(u) for i in r for u in talks[i]) for r in rows); B = len(rows); K = talks[0][0].codes.shape[1]
-    text = torch.cat([u.ids for r in rows for i in r for u in talks[i]]); end = torch.full((1, K), eos); frames, labels, target, owner, keep, old = [], [], [], [], [], []
+    text = torch.cat([u.ids for r in rows for i in r for u in talks[i]]); end = torch.full((1, K), eos); frames, labels, target, owner, keep, old, taught = [], [], [], [], [], [], []
     order, talk, position = torch.zeros(B, L, dtype=torch.long), torch.full((B, L), -1), torch.zeros(B, L, dtype=torch.long); t, f = 0, len(text)
     for b, r in enumerate(rows):
         at = 0
@@ -106,11 +107,12 @@ def pack(talks: list[list[Turn]], eos: int = 0) -> dict[str, torch.Tensor]:
             for u in talks[i]:
                 a, n = at + len(u.ids), len(u.codes) + 1; order[b, at:a] = torch.arange(t, t + len(u.ids)) + 1; order[b, a:a+n] = torch.arange(f, f + n) + 1; t, f, at = t + len(u.ids), f + n, a + n
                 frames += [u.codes if u.seen is None else u.seen, end]
-                if u.keep is not None: labels += [u.codes, end]; target.append(torch.arange(a - 1, a + n - 1) + b*L); owner.append(torch.full((n,), i)); keep.append(u.keep); old.append(torch.full((n,), u.rehearsal))
+                if u.keep is not None: labels += [u.codes, end]; target.append(torch.arange(a - 1, a + n - 1) + b*L); owner.append(torch.full((n,), i)); keep.append(u.keep); old.append(torch.full((n,), u.rehearsal)); taught += [u.teacher]*u.rehearsal
             talk[b, start:at] = i; position[b, start:at] = torch.arange(at - start)
     keep, old = torch.cat(keep), torch.cat(old); depth = keep.nonzero()[:, 0]
+    more = {f'teacher_{k}': torch.cat([t[k] for t in taught]) for k in taught[0]} if taught and all(taught) else {}
     return dict(text=text, frames=torch.cat(frames), order=order, talk=talk, position=position, target=torch.cat(target), labels=torch.cat(labels), owner=torch.cat(owner),
-                depth=depth, old=old.nonzero()[:, 0], old_depth=old[depth].nonzero()[:, 0])
+                depth=depth, old=old.nonzero()[:, 0], old_depth=old[depth].nonzero()[:, 0], **more)
 
 # %% ../nbs/05_model.ipynb #7d9357ba
 def base_of(model) -> CsmForConditionalGeneration: return model.get_base_model() if isinstance(model, PeftModel) else model
@@ -162,7 +164,7 @@ def padded(model, talks: list[list[Turn]], side: str = 'right') -> tuple:  # ([B
     T = max(len(e) for e, _ in pairs); gap = lambda n: (0, T - n) if side == 'right' else (T - n, 0)
     return (torch.stack([F.pad(e, (0, 0, *gap(len(e)))) for e, _ in pairs]), torch.stack([F.pad(l, (0, 0, *gap(len(l))), value=-100) for _, l in pairs]), torch.stack([F.pad(torch.ones(len(e)), gap(len(e))) for e, _ in pairs]))
 
-# %% ../nbs/05_model.ipynb #65e12319
+# %% ../nbs/05_model.ipynb #481fd965
 PROJECTIONS = 'q_proj k_proj v_proj o_proj gate_proj up_proj down_proj'.split()
 PARTS = dict(backbone=r'backbone_model', depth=r'depth_decoder\.model')
 
@@ -180,6 +182,12 @@ def add_lora(model: CsmForConditionalGeneration, rank: int = 16, dropout: float 
     torch.manual_seed(seed); p = get_peft_model(model, lora_config(rank, dropout=dropout, **kw)); check_csm(p.get_base_model()); return p
 
 def trainable(model) -> dict: return {n: p for n, p in model.named_parameters() if p.requires_grad}
+
+def weights_hash(model) -> str:
+    "SHA-256 of the base's weights, the same with an adapter in place and without"
+    h = hashlib.sha256()
+    for n, p in sorted((n.replace('.base_layer.', '.'), p) for n, p in base_of(model).state_dict().items() if 'lora_' not in n): h.update(n.encode()); h.update(p.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return h.hexdigest()
 
 # %% ../nbs/05_model.ipynb #fa5982b7
 def load_adapter(model: CsmForConditionalGeneration, folder: str|Path) -> PeftModel:

@@ -65,14 +65,15 @@ def update_cost(cfg, talks: list[list[Turn]]) -> dict:  # bytes and FLOP
         opt.step(); kept = alive.now; opt.zero_grad(); del loss
     return dict(weights=weights, activations=after - weights, optimizer=kept - weights, peak=alive.peak + sum(p.numel()*8 for p in trainable(m).values()), flop=flops.get_total_flops(), trained=sum(p.numel() for p in trainable(m).values()), parameters=sum(p.numel() for p in m.parameters()))
 
-# %% ../nbs/16_plan.ipynb #6af57a2e
+# %% ../nbs/16_plan.ipynb #bbeb529d
 def outline(cfg, emotions: list[str]) -> tuple[list[Item], list[Item], dict]:
     "Items of the right lengths without contents: target, rehearsal, context turns by speaker"
     ds, proc, K = dataset_of(cfg.source), load_csm('nano')[1], config_of(cfg.model).num_codebooks; item = lambda text, n, **k: Item(text_ids(proc, text, 1, ''), [torch.zeros(n, K, dtype=torch.long)], text=text, **k)
     of = lambda es: [item(emotion_tag(c.emotion) + c.text, max(1, round(c.duration/FRAME)), weight=c.weight, speaker=f'{c.corpus}/{c.speaker}') for c in ds.select(split='train') if c.text and c.emotion in es]
     near, (texts, _, codes) = of(['neutral']), neutral_codes('rehearsal'); target = of(emotions); some = None if cfg.model == 'nano' else 48          # another model speaks its own 48
     if not target: raise ValueError(f'{ds.folder} has no training clip with text of {", ".join(emotions)}')
-    return target, [item(t, len(c), rehearsal=True) for t, c in zip(texts[:some], codes)] if cfg.rehearsal else [], {s: [i for i in near if i.speaker == s] for s in {i.speaker for i in near}}
+    n = cfg.distillation_cache; kept = lambda t: dict(ids=torch.zeros(t + 1, K, n, dtype=torch.int16), p=torch.ones(t + 1, K, n).half(), entropy=torch.zeros(t + 1, K)) if n else None
+    return target, [item(t, len(c), rehearsal=True, teacher=kept(len(c))) for t, c in zip(texts[:some], codes)] if cfg.rehearsal else [], {s: [i for i in near if i.speaker == s] for s in {i.speaker for i in near}}
 
 def matmul_speed(precision: str = 'fp32') -> float:  # FLOP per second
     "What this machine reaches on a matrix product of 2048 x 2048"

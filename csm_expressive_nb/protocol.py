@@ -7,7 +7,7 @@ __all__ = ['LINES', 'Protocol', 'chosen', 'open_finished', 'blocks', 'speak_bloc
            'figures_of', 'summarise', 'judges_for', 'evaluate', 'remark', 'table', 'as_text', 'evaluation_page',
            'cards_table_of', 'evaluate_folder']
 
-# %% ../nbs/18a_protocol.ipynb #eb5b5d6e
+# %% ../nbs/18a_protocol.ipynb #573051b9
 import html, json, resource, shutil, sys, time
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from .core import EmotionConfig, ExpressiveConfig, Run, atomic_write, load_confi
 from .audio import SR
 from .corpora import Clip
 from .dataset import Dataset, dataset_of
-from .model import TAG, load_adapter, load_csm
+from .model import TAG, load_adapter
 from .continual import evaluation_sentences
 from .speak import Speech, speak
 from .stats import bootstrap, holm, shown
@@ -27,7 +27,7 @@ from .metrics import METRICS, ForcedChoice, Utterance, measure, status
 from . import hub                              # registers its metrics
 from .judge import Judge, cards_table, independent, shipped
 from .figures import evaluation_figure
-from .road import judge_of, sides, voice, write_page
+from .road import load_base, judge_of, sides, voice, write_page
 from .expressive import page_all, tags_of
 
 # %% ../nbs/18a_protocol.ipynb #8bc617c7
@@ -132,7 +132,7 @@ def summarise(rows: list[dict], emotions: list[str], judges: dict[str, Judge]) -
                 for e, q in holm({e: v[ab][k]['p'] for e, v in out[name].items() if k in v[ab]}).items(): out[name][e][ab][k]['p_holm'] = q
     return out
 
-# %% ../nbs/18a_protocol.ipynb #285de365
+# %% ../nbs/18a_protocol.ipynb #2437830d
 def judges_for(folder: Path, ds: Dataset, clips: list[Clip]) -> tuple[dict[str, Judge], dict]:  # ({name: judge}, {name: why not})
     "The judge of the run's own corpus and the one of real speech, each only if it shares no speaker or clip with the adapter"
     own = shipped(folder/'judge.json') if (folder/'judge.json').exists() else judge_of(ds)[0]; out, why = dict(run=independent(own, clips)), {}
@@ -145,7 +145,7 @@ def evaluate(folder: str|Path, against: str|Path|None = None, p: Protocol|None =
     p, folder = p or Protocol(), Path(folder); cfg, tags, adapter = open_finished(folder); names, missing = chosen(p); ds = dataset_of(cfg.source); mine, _ = sides(ds); old = read_json(folder/'report.json')['dataset'] if (folder/'report.json').exists() else ds.info['hash']; voices = sorted({voice(c) for c in mine}); began = time.time()
     if old != ds.info['hash']: raise ValueError(f'{cfg.source} is not the dataset this run was trained on (now {ds.info["hash"][:12]}, then {old[:12]}): speakers may have changed sides, so no judge could be trusted; restore it, or train again')
     judges, why = judges_for(folder, ds, mine); here = folder/'evaluation'; told = p.model_dump(exclude={'metrics', 'download'})
-    def side(cfg, adapter, todo, where): return speak_blocks(where, dict(model=cfg.model, adapter=[sha256(adapter/f) for f in ('adapter_model.safetensors', 'adapter_config.json')], temperature=cfg.temperature, blocks=todo), todo, lambda: ((m := load_csm(cfg.model)), (load_adapter(m[0], adapter), m[1]))[1], cfg.temperature, show)
+    def side(cfg, adapter, todo, where): return speak_blocks(where, dict(model=cfg.model, base=getattr(cfg, 'base', ''), adapter=[sha256(adapter/f) for f in ('adapter_model.safetensors', 'adapter_config.json')], temperature=cfg.temperature, blocks=todo), todo, lambda: ((m := load_base(cfg)), (load_adapter(m[0], adapter), m[1]))[1], cfg.temperature, show)
     rows = side(cfg, adapter, blocks(p, cfg, tags, voices), here); us = utterances(rows, here); rows = [r for r in rows if r['system'] != 'near']
     if against:
         other, tags2, adapter2 = open_finished(against); both = {e: tags2[e] for e in tags if e in tags2}

@@ -65,6 +65,6 @@ def test_every_setting_is_read(tmp_path):
     for cls, go in ((EmotionConfig, road.emotion_run), (ExpressiveConfig, expressive.finetune)):
         class Spy(cls):
             def __getattribute__(self, name): read.add(name); return super().__getattribute__(name)
-        extra = dict(emotions=['sad', 'angry'], sentences=4) if cls is ExpressiveConfig else dict(emotion='sad', sentences=8)
-        cfg = Spy(steps=2, batch=3, validate_every=1, monitor='loss', patience=1, sample_every=1, rehearsal=.2, distillation=.1, context=.5, trackers=[], out=str(tmp_path/cls.__name__), **extra); read.clear(); go(cfg, show=False)
+        extra = dict(emotions=['sad', 'angry'], sentences=4, sequential=True) if cls is ExpressiveConfig else dict(emotion='sad', sentences=8)
+        cfg = Spy(steps=2, batch=3, validate_every=1, monitor='loss', patience=1, sample_every=1, rehearsal=.2, distillation=.1, context=.5, ewc=1., ewc_clips=4, ewc_pilot=1, trackers=[], out=str(tmp_path/cls.__name__), **extra); read.clear(); go(cfg, show=False)
         assert not (missing := set(cls.model_fields) - read), f'{cls.__name__}: never read: {sorted(missing)}'
