@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from .model import Turn, nll, pack
 
-# %% ../nbs/06_batches.ipynb #7d88ac63
+# %% ../nbs/06_batches.ipynb #a9739171
 @dataclass
 class Item:
     "A sentence and its sound as codes; `variants` are encodings of the same clip on shifted frame grids"
@@ -25,6 +25,7 @@ class Item:
     @property
     def frames(self): return len(self.variants[0]) + 1
     def turn(self, codes=None, keep=None, seen=None): return Turn(self.ids, self.variants[0] if codes is None else codes, keep, seen, self.rehearsal, self.teacher)
+    def whole(self): return [self.turn(keep=torch.ones(self.frames, dtype=torch.bool))]          # a conversation of its own, all frames with a depth loss
 
 # %% ../nbs/06_batches.ipynb #5add0bf3
 def depth_frames(n: int, ratio: float, g: torch.Generator) -> torch.Tensor:  # [n] bool

@@ -6,7 +6,7 @@
 __all__ = ['GROUPS', 'neutral_codes', 'evaluation_sentences', 'neutral_items', 'Reservoir', 'rehearsable', 'grouped',
            'neutral_nll', 'kl', 'drift_kl', 'as_teacher', 'Distillation', 'terms', 'teach', 'transfer']
 
-# %% ../nbs/08_continual.ipynb #03fc8b6d
+# %% ../nbs/08_continual.ipynb #ffa58765
 import hashlib, json
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 
 from .core import assets
-from .model import heads, pack, states, text_ids, trainable
+from .model import heads, logits, pack, states, text_ids, trainable
 from .batches import Item, Sampler, counts, evaluate, micro_batches
 
 # %% ../nbs/08_continual.ipynb #ff3da8dd
@@ -58,7 +58,7 @@ def rehearsable(pool: list[Item], measured: list[Item], size: int = 0, seed: int
     if twice: raise ValueError(f'{len(twice)} rehearsal clips are also held out to measure, first {sorted(twice)[0][0]!r}')
     return Reservoir(size, seed).extend(pool).items if size else list(pool)
 
-# %% ../nbs/08_continual.ipynb #07b80336
+# %% ../nbs/08_continual.ipynb #2df4d90c
 GROUPS = {'c0': slice(0, 1), 'c1-7': slice(1, 8), 'c8-31': slice(8, None)}
 
 def grouped(v: torch.Tensor) -> dict[str, float]:
@@ -76,14 +76,14 @@ def kl(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def drift_kl(model, items: list[Item], tokens: int = 2048) -> dict:
     "Forward KL(base || adapter), nats per frame, by group of codebooks; the base is `model` with its adapter off"
-    was, device = model.training, next(model.parameters()).device; model.eval(); total, frames = 0., 0; talks = [[i.turn(keep=torch.ones(i.frames, dtype=torch.bool))] for i in items]
+    was, device = model.training, next(model.parameters()).device; model.eval(); total, frames = 0., 0; talks = [i.whole() for i in items]
     for part in micro_batches(talks, max(tokens, max(len(t[0]) for t in talks)))[0]:
-        b = {k: v.to(device) for k, v in pack(part).items()}; s = states(model, b); w0, w = heads(model)
+        b = {k: v.to(device) for k, v in pack(part).items()}; s = states(model, b)
         with model.disable_adapter(): t = states(model, b)
-        total = total + torch.stack([kl(t[0] @ w0[0], s[0] @ w0[0]), *[kl(t[1][:, k] @ w[k], s[1][:, k] @ w[k]) for k in range(w.shape[0])]]); frames += len(s[0])
+        total = total + torch.stack([kl(x, y) for x, y in zip(logits(model, *t), logits(model, *s))]); frames += len(s[0])
     model.train(was); return grouped(total/frames)
 
-# %% ../nbs/08_continual.ipynb #fec8d2c1
+# %% ../nbs/08_continual.ipynb #d1f4f91f
 @contextmanager
 def as_teacher(model, before: dict|None = None):
     "Inside, `model` is the base (adapter off), or its adapter has the weights `before`; in eval mode, without gradients"
@@ -106,12 +106,12 @@ class Distillation:
     def __call__(self, model, b: dict, s: tuple, n: dict) -> torch.Tensor:
         r, rd, m, md = self.rows(b, n)
         if not len(r): return s[0].sum()*0
-        w0, w = heads(model); logits = lambda x: [x[0][r] @ w0[0]/self.T, *[x[1][rd, k] @ w[k]/self.T for k in range(w.shape[0])]]; student = logits(s)
+        soft = lambda x: [z/self.T for z in logits(model, x[0][r], x[1][rd])]; student = soft(s)
         if 'teacher_ids' in b and self.on == 'rehearsal': parts = self.kept(b, student, rd)
         else:
-            with as_teacher(model, self.before): teacher = logits(states(model, b))
+            with as_teacher(model, self.before): teacher = soft(states(model, b))
             parts = [kl(t, z) for t, z in zip(teacher, student)]
-        return self.T**2*(self.c0*parts[0]/m + sum(parts[1:])/max(1, md*w.shape[0]))
+        return self.T**2*(self.c0*parts[0]/m + sum(parts[1:])/max(1, md*(len(parts) - 1)))
 
     def kept(self, b: dict, student: list, rd) -> list:
         "KL from kept predictions: -sum p log q - entropy, with the codes that were drawn"
@@ -123,16 +123,16 @@ def terms(cfg, before: dict|None = None) -> list:
     "The further objectives that `cfg` asks for"
     return [Distillation(cfg.distillation, cfg.distillation_on, cfg.distillation_temperature, cfg.distillation_c0, before)] if cfg.distillation else []
 
-# %% ../nbs/08_continual.ipynb #5c03c0cf
+# %% ../nbs/08_continual.ipynb #5a721aec
 @torch.no_grad()
 def teach(model, items: list[Item], n: int, T: float = 1., seed: int = 0, before: dict|None = None) -> list[Item]:
     "`items` with the teacher's answer to every frame: `n` drawn codes per codebook (`n` >= vocabulary: all, with their probabilities)"
     if any(len(i.variants) > 1 for i in items): raise ValueError('kept predictions fit one encoding: rehearsal clips with several `variants` need distillation_cache 0')
     g, out, device = torch.Generator().manual_seed(seed), [], next(model.parameters()).device
     for i in items:
-        b = {k: v.to(device) for k, v in pack([[i.turn(keep=torch.ones(i.frames, dtype=torch.bool))]]).items()}
+        b = {k: v.to(device) for k, v in pack([i.whole()]).items()}
         with as_teacher(model, before) if hasattr(model, 'peft_config') else nullcontext(): s = states(model, b)
-        w0, w = heads(model); lp = torch.stack([s[0] @ w0[0], *[s[1][:, k] @ w[k] for k in range(w.shape[0])]], 1).float().div(T).log_softmax(-1).cpu(); V = lp.shape[-1]; flat = lp.exp().flatten(0, 1)
+        lp = torch.stack(logits(model, *s), 1).float().div(T).log_softmax(-1).cpu(); V = lp.shape[-1]; flat = lp.exp().flatten(0, 1)
         ids = torch.arange(V).repeat(len(flat), 1) if n >= V else torch.multinomial(flat, n, replacement=True, generator=g)
         p = flat.gather(1, ids) if n >= V else torch.full(ids.shape, 1/n); shape = (*lp.shape[:2], -1)
         out.append(replace(i, teacher=dict(ids=ids.view(shape).to(torch.int16), p=p.view(shape).half() if n < V else p.view(shape), entropy=-(lp.exp()*lp).sum(-1))))

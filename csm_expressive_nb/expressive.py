@@ -101,14 +101,15 @@ def finish_all(cfg, run: Run, model, processor, data: Data, speech: dict) -> dic
     if (run.path/'adapter').exists(): atomic_write(run/'adapter'/'README.md', f"---\nlibrary_name: peft\nbase_model: {Path(cfg.model).name}\n---\n# expressive: {', '.join(cfg.emotions)}\n\nA tag in the text asks for the emotion: `{emotion_tag('sad')}text`. Trained on {', '.join(f'{c} ({l})' for c, l in report['corpus'])}. {LICENCE_NOTE}\n\n{line(rows[0])}\n{line('---' for _ in rows[0])}\n" + '\n'.join(line(r.values()) for r in rows) + '\n')
     return report
 
-# %% ../nbs/18_expressive.ipynb #71793d84
+# %% ../nbs/18_expressive.ipynb #88e62945
 def finetune(cfg, show: bool = True) -> tuple[Run, dict|None]:
     "Data, training and report of the general stage, in one call; with several processes, the first one writes the report"
     run = open_expressive(cfg); model, processor = load_csm(cfg.model)
     if cfg.sequential and processes().num_processes > 1: raise ValueError('a sequence runs on one process: leave out --gpus')
-    with processes().main_process_first(): data = prepare(cfg, run, model, processor, tags_of(cfg))
     if cfg.sequential: model, data = fit_stages(cfg, run, model, processor, show)
-    else: model = fit(cfg, run, model, processor, data, tags_of(cfg), show)
+    else:
+        with processes().main_process_first(): data = prepare(cfg, run, model, processor, tags_of(cfg))
+        model = fit(cfg, run, model, processor, data, tags_of(cfg), show)
     return run, finish_all(cfg, run, model, processor, data, speak_all(cfg, model, processor, data)) if processes().is_main_process else None
 
 # %% ../nbs/18_expressive.ipynb #b11360ba

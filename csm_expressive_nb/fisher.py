@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['matrices', 'watched', 'by_utterance', 'drawn', 'gradients', 'kept', 'factors', 'Fisher', 'Ones', 'fisher',
-           'agreement', 'fisher_of', 'deltas', 'Ewc', 'FactorEwc', 'calibrated']
+           'agreement', 'fisher_of', 'deltas', 'adapted', 'Ewc', 'FactorEwc', 'calibrated']
 
-# %% ../nbs/07a_fisher.ipynb #ad2144ad
+# %% ../nbs/07a_fisher.ipynb #722d6b91
 import hashlib, json, os, re
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
 from .core import root
-from .model import HeadNll, base_of, heads, lora_config, pack, states
-from .batches import Item, micro_batches
+from .model import HeadNll, base_of, heads, logits, lora_config, pack, states
+from .batches import Item
 
 # %% ../nbs/07a_fisher.ipynb #79c558c1
 def matrices(model) -> dict[str, torch.nn.Module]:
@@ -46,16 +46,15 @@ def by_utterance(seen: dict, b: dict):
         owner = b['talk'].flatten() if name.startswith('backbone') else frame_owner.repeat_interleave(x.shape[1]); x, g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
         for u in range(int(b['owner'].max()) + 1): m = owner == u; yield name, u, g[m].T @ x[m]
 
-# %% ../nbs/07a_fisher.ipynb #1b674630
+# %% ../nbs/07a_fisher.ipynb #1f294868
 def drawn(model, s: tuple, g: torch.Generator) -> torch.Tensor:  # [A,K]
     "Codes drawn from the model's softmax for hidden states `s` (see `states`), every frame a depth frame"
-    (h, d), (w0, w) = s, heads(model); one = lambda z: torch.multinomial(z.float().softmax(-1).cpu(), 1, generator=g)
-    return torch.cat([one(h.detach() @ w0[0]), *[one(d.detach()[:, k] @ w[k]) for k in range(w.shape[0])]], 1).to(h.device)
+    return torch.cat([torch.multinomial(z.float().softmax(-1).cpu(), 1, generator=g) for z in logits(model, *(x.detach() for x in s))], 1).to(s[0].device)
 
 def gradients(model, items: list[Item], labels: str = 'sampled', tokens: int = 2048, seed: int = 0, show: bool = True):
     "`(item, matrix, gradient [out,in])` of log p of every item on its own, all frames, unit weights; `labels`: sampled, or empirical (the codes themselves)"
     if labels not in ('sampled', 'empirical'): raise ValueError(f'labels {labels!r}: sampled or empirical')
-    g = torch.Generator().manual_seed(seed); device = next(model.parameters()).device; at = 0; talks = [[i.turn(keep=torch.ones(i.frames, dtype=torch.bool))] for i in items]
+    g = torch.Generator().manual_seed(seed); device = next(model.parameters()).device; at = 0; talks = [i.whole() for i in items]
     with watched(model) as seen, tqdm(total=len(items), desc='fisher', unit='clip', disable=not show) as bar:
         while at < len(talks):
             n = 1
@@ -128,10 +127,12 @@ def fisher_of(model, items: list[Item], base: str, kind: str = 'diagonal', seed:
     r = fisher(model, items, kind, seed=seed, show=show); f.parent.mkdir(parents=True, exist_ok=True); tmp = f.with_suffix(f'.{os.getpid()}.tmp')
     save_file({k: v.float().cpu().contiguous() for k, v in r.values.items()}, tmp, dict(key=json.dumps(key, sort_keys=True), health=json.dumps(r.health))); os.replace(tmp, f); return r
 
-# %% ../nbs/07a_fisher.ipynb #168d92b5
+# %% ../nbs/07a_fisher.ipynb #31703352
 def deltas(model) -> dict[str, torch.Tensor]:
     "s·B·A of every adapted matrix, `[out,in]`"
-    return {n: s*B @ A for n, m in matrices(model).items() if hasattr(m, 'lora_A') for s, A, B in [factors(m)]}
+    return {n: s*B @ A for n, m in adapted(model).items() for s, A, B in [factors(m)]}
+
+def adapted(model) -> dict[str, torch.nn.Module]: return {n: m for n, m in matrices(model).items() if hasattr(m, 'lora_A')}
 
 class Ewc:
     "Penalty on the change of the weights under an importance; called after the backward pass, it adds its gradient and returns its value"
@@ -140,8 +141,7 @@ class Ewc:
     @torch.no_grad()
     def __call__(self, model, add: bool = True) -> float:
         total = 0.
-        for n, m in matrices(model).items():
-            if not hasattr(m, 'lora_A'): continue
+        for n, m in adapted(model).items():
             s, A, B = factors(m); D = s*B @ A
             if n in self.before: D -= self.before[n].to(D.device)
             w = self.importance.of(n); G = D*(w.to(D.device) if isinstance(w, torch.Tensor) else w); total += self.weight/2*float((G*D).sum())
@@ -151,12 +151,11 @@ class Ewc:
 
 class FactorEwc(Ewc):
     "The ablation: importance of A and B themselves, taken where B = 0; A is not held at all"
-    def __init__(self, importance: Fisher, model, weight: float = 1.): self.importance, self.weight, self.start = importance, weight, {n: factors(m)[1:] for n, m in matrices(model).items() if hasattr(m, 'lora_A')}; self.start = {n: (A.clone(), B.clone()) for n, (A, B) in self.start.items()}
+    def __init__(self, importance: Fisher, model, weight: float = 1.): self.importance, self.weight, self.start = importance, weight, {n: [x.clone() for x in factors(m)[1:]] for n, m in adapted(model).items()}
     @torch.no_grad()
     def __call__(self, model, add: bool = True) -> float:
         total = 0.
-        for n, m in matrices(model).items():
-            if not hasattr(m, 'lora_A'): continue
+        for n, m in adapted(model).items():
             for k, p, p0 in zip('AB', (m.lora_A['default'].weight, m.lora_B['default'].weight), self.start[n]):
                 d = p - p0; G = d*self.importance.full(f'{n}.{k}')/self.importance.mean; total += self.weight/2*float((G*d).sum())
                 if add: self.add(p, self.weight*G)

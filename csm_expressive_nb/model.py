@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PRESETS', 'TAG', 'PROJECTIONS', 'PARTS', 'TINY', 'TINY_DEPTH', 'TINY_CODEC', 'emotion_tag', 'load_csm', 'check_csm',
            'text_ids', 'embed_and_label', 'forward_codes', 'Turn', 'rows_of', 'pack', 'base_of', 'states', 'heads',
-           'HeadNll', 'codebook_nll', 'padded', 'lora_config', 'add_lora', 'trainable', 'weights_hash', 'load_adapter',
-           'unfreeze', 'checkpointing', 'reduce_precision', 'nll', 'csm_config', 'tiny_csm']
+           'logits', 'HeadNll', 'codebook_nll', 'padded', 'lora_config', 'add_lora', 'trainable', 'weights_hash',
+           'load_adapter', 'unfreeze', 'checkpointing', 'reduce_precision', 'nll', 'csm_config', 'tiny_csm']
 
 # %% ../nbs/05_model.ipynb #28fd5947
 import hashlib, os, re
@@ -114,7 +114,7 @@ def pack(talks: list[list[Turn]], eos: int = 0) -> dict[str, torch.Tensor]:
     return dict(text=text, frames=torch.cat(frames), order=order, talk=talk, position=position, target=torch.cat(target), labels=torch.cat(labels), owner=torch.cat(owner),
                 depth=depth, old=old.nonzero()[:, 0], old_depth=old[depth].nonzero()[:, 0], **more)
 
-# %% ../nbs/05_model.ipynb #7d9357ba
+# %% ../nbs/05_model.ipynb #23d35988
 def base_of(model) -> CsmForConditionalGeneration: return model.get_base_model() if isinstance(model, PeftModel) else model
 
 def states(model, b: dict) -> tuple[torch.Tensor, torch.Tensor]:  # (backbone [A,H], depth decoder [N,K-1,h])
@@ -129,6 +129,10 @@ def states(model, b: dict) -> tuple[torch.Tensor, torch.Tensor]:  # (backbone [A
 def heads(model) -> tuple[torch.Tensor, torch.Tensor]:  # ([1,H,V], [K-1,h,V])
     "Weights of the output heads of backbone and depth decoder"
     m = base_of(model); return m.lm_head.weight.T[None], m.depth_decoder.codebooks_head.weight
+
+def logits(model, h: torch.Tensor, d: torch.Tensor) -> list[torch.Tensor]:  # K of [N,V]
+    "Logits of every codebook from hidden states (see `states`), one codebook after another"
+    w0, w = heads(model); return [h @ w0[0], *[d[:, k] @ w[k] for k in range(w.shape[0])]]
 
 # %% ../nbs/05_model.ipynb #6df0b59f
 class HeadNll(torch.autograd.Function):

@@ -8,7 +8,7 @@ __all__ = ['PLAIN', 'ARMS', 'KINDS', 'SHARES', 'COLUMNS', 'SEQUENCES', 'Retentio
            'compared', 'ordered', 'p_shown', 'verdicts', 'shown_table', 'conclusion', 'health', 'sequences',
            'transfer_rows', 'finish_retention']
 
-# %% ../nbs/18b_retention.ipynb #ac8d5c78
+# %% ../nbs/18b_retention.ipynb #0d0dfbfa
 import html, json, shutil
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,9 +24,9 @@ from .batches import evaluate
 from .continual import drift_kl, evaluation_sentences
 from .speak import speak
 from .stats import combined, holm, shown
-from .metrics import Utterance, measure
-from .judge import Judge, against_others
-from .evaluation import twins
+from .metrics import measure
+from .judge import Judge
+from .evaluation import features
 from .figures import retention_figure
 from .road import Data, fit, judge_of, load_base, prepare
 from .expressive import fit_stages
@@ -60,7 +60,7 @@ def scaled(lora, s: float):
     finally:
         for m, v in zip(layers, old): m.scaling = v
 
-# %% ../nbs/18b_retention.ipynb #b0f4e1ca
+# %% ../nbs/18b_retention.ipynb #babb3821
 def nlls(model, items) -> list[float]: return evaluate(model, items)[2].tolist()
 
 def voices_of(cfg, data: Data) -> list[int]: return [data.voices[i % len(data.voices)] for i in range(cfg.sentences)]
@@ -72,8 +72,7 @@ def base_figures(cfg, lora, processor, data: Data, seed: int) -> dict:
 def arm_figures(cfg, lora, processor, data: Data, judge: Judge, base: dict, seed: int) -> dict:
     "Per item: drift and gain of the adapter as it is set, and what the judge and the recogniser say of its speech"
     texts = evaluation_sentences(); say = lambda tag: speak(lora, processor, texts[:cfg.sentences], voices_of(cfg, data), tag, seed, cfg.temperature, batch=64, desc=tag or 'unmarked', show=False)
-    sets = dict(base=base['speech'], marked=say(TAG), unmarked=say('')); us = [Utterance(s.audio, s.text, str(s.role), system=k) for k, v in sets.items() for s in v]; rows, _ = measure(us, dict(prosody={}, vad={}), show=False)
-    x = against_others(rows, [u.voice for u in us], {v: [i for i, u in enumerate(us) if u.system == 'base' and u.voice == v] for v in {u.voice for u in us}}, twins(sets)); p = np.log(np.clip(judge.posteriors(x), 1e-6, 1)); e = judge.emotions.index
+    sets = dict(base=base['speech'], marked=say(TAG), unmarked=say('')); us, _, x = features(sets); p = np.log(np.clip(judge.posteriors(x), 1e-6, 1)); e = judge.emotions.index
     other = 'neutral' if cfg.emotion != 'neutral' else 'calm'; odds, said, n = p[:, e(cfg.emotion)] - p[:, e(other)], judge(x), cfg.sentences; words = measure([u for u in us if u.system == 'marked'], dict(words=dict(texts=texts)), few=False, show=False)[0]
     r = lambda v: [round(float(q), 5) for q in v]; return dict(drift=r(np.subtract(nlls(lora, data.heldout), base['neutral'])), fall=r(np.subtract(base['emotion'], nlls(lora, data.validation + data.unseen))), odds=r(odds[n:2*n] - odds[:n]), leak=r(odds[2*n:] - odds[:n]),
         judged=[int(s == cfg.emotion) for s in said[n:2*n]], words=[int(w['words']) for w in words], ended=[int(s.ended) for s in sets['marked']], kl=drift_kl(lora, data.heldout))
