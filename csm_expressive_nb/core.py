@@ -181,7 +181,7 @@ def notebook_config(namespace: dict, cls=EmotionConfig) -> BaseModel:
              and isinstance(v, (str, int, float, bool, list, dict, tuple, type(None)))}
     return make_config(cls, **plain)
 
-# %% ../nbs/00_core.ipynb #5da45ad5
+# %% ../nbs/00_core.ipynb #03e2aa54
 class Run:
     "A run folder; `cfg` is written at once, and a folder made with other settings is refused"
     def __init__(self, path: str|Path, cfg: BaseModel):
@@ -191,16 +191,23 @@ class Run:
             raise ValueError(f'{f} was made with other settings ({diff}): choose another `out`, or remove that folder')
         atomic_write(f, text)
         write_json(self.path/'environment.json', environment())
+    @classmethod
+    def open(cls, path: str|Path, cfg: BaseModel):
+        "The folder of an earlier run, to read and to add to: what it says of itself stays"
+        r = cls.__new__(cls); r.path, r.cfg = Path(path), cfg; return r
     def __truediv__(self, name): (p := self.path/name).parent.mkdir(parents=True, exist_ok=True); return p
     def log(self, **kw):
         "Append one line to `metrics.jsonl`"
-        with open(self/'metrics.jsonl', 'a') as f: f.write(json.dumps(kw, sort_keys=True) + '\n')
+        self.log_to('metrics.jsonl', **kw)
+    def log_to(self, name: str, **kw):
+        with open(self/name, 'a') as f: f.write(json.dumps(kw, sort_keys=True) + '\n')
     def metrics(self, kind: str = '') -> list[dict]:
         "Lines of `metrics.jsonl`; of one kind (`loss`: updates, `validation_loss`, `sample_f0`), where named"
-        return [m for m in whole_lines(self/'metrics.jsonl') if not kind or kind in m]
+        return [m for m in self.lines('metrics.jsonl') if not kind or kind in m]
+    def lines(self, name: str) -> list[dict]: return whole_lines(self.path/name)
     def rewind(self, step: int):
         "Forget the lines of update `step` and later: a resumed run writes them again"
-        atomic_write(self/'metrics.jsonl', ''.join(json.dumps(m, sort_keys=True) + '\n' for m in whole_lines(self/'metrics.jsonl') if m['step'] < step))
+        atomic_write(self/'metrics.jsonl', ''.join(json.dumps(m, sort_keys=True) + '\n' for m in self.lines('metrics.jsonl') if m['step'] < step))
 
 def whole_lines(path: Path) -> list[dict]:
     "JSON lines of a file that may end in the middle of one"

@@ -6,10 +6,11 @@
 __all__ = ['PRESETS', 'TAG', 'PROJECTIONS', 'PARTS', 'TINY', 'TINY_DEPTH', 'TINY_CODEC', 'emotion_tag', 'load_csm', 'check_csm',
            'text_ids', 'embed_and_label', 'forward_codes', 'Turn', 'rows_of', 'pack', 'base_of', 'states', 'heads',
            'logits', 'HeadNll', 'codebook_nll', 'padded', 'lora_config', 'add_lora', 'trainable', 'weights_hash',
-           'load_adapter', 'unfreeze', 'checkpointing', 'reduce_precision', 'nll', 'csm_config', 'tiny_csm']
+           'load_adapter', 'scaled', 'unfreeze', 'checkpointing', 'reduce_precision', 'nll', 'csm_config', 'tiny_csm']
 
-# %% ../nbs/05_model.ipynb #28fd5947
+# %% ../nbs/05_model.ipynb #4d7d39a1
 import hashlib, os, re
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -193,14 +194,26 @@ def weights_hash(model) -> str:
     for n, p in sorted((n.replace('.base_layer.', '.'), p) for n, p in base_of(model).state_dict().items() if 'lora_' not in n): h.update(n.encode()); h.update(p.detach().cpu().contiguous().view(torch.uint8).numpy())
     return h.hexdigest()
 
-# %% ../nbs/05_model.ipynb #fa5982b7
+# %% ../nbs/05_model.ipynb #72b1f839
 def load_adapter(model: CsmForConditionalGeneration, folder: str|Path) -> PeftModel:
     "`model` (wrapped in place) with the adapter of `folder`; a missing, renamed or misshapen tensor is an error"
     f = Path(folder)/'adapter_model.safetensors'
     if not f.exists(): raise FileNotFoundError(f'{f} does not exist: name the folder `adapter` of a finished run')
-    got = {k: v.shape for k, v in load_file(f).items()}; p = PeftModel.from_pretrained(model, str(folder)); want = {k: v.shape for k, v in get_peft_model_state_dict(p).items()}
+    got = {k: v.shape for k, v in load_file(f).items()}
+    try: p = PeftModel.from_pretrained(model, str(folder))
+    except RuntimeError as e: raise ValueError(f'{f} does not fit this model: {str(e).strip().splitlines()[-1].strip()}') from None
+    want = {k: v.shape for k, v in get_peft_model_state_dict(p).items()}
     if bad := sorted(k for k in got.keys() | want.keys() if got.get(k) != want.get(k)): raise ValueError(f'{f} does not fit this model: {len(bad)} tensors differ, first {bad[0]} ({tuple(got.get(bad[0], ()))} in the file, {tuple(want.get(bad[0], ()))} wanted)')
     check_csm(base_of(p)); return p.eval()
+
+@contextmanager
+def scaled(lora: PeftModel, s: float):
+    "Inside, the adapter is turned to `s` times its strength: 0 is the base, 1 as trained, more is extrapolation"
+    layers = [m for m in lora.modules() if hasattr(m, 'lora_A')]; old = [dict(m.scaling) for m in layers]
+    for m in layers: m.scaling = {k: v*s for k, v in m.scaling.items()}
+    try: yield
+    finally:
+        for m, v in zip(layers, old): m.scaling = v
 
 # %% ../nbs/05_model.ipynb #8e10095c
 def unfreeze(model: CsmForConditionalGeneration) -> CsmForConditionalGeneration:

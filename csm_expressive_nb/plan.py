@@ -65,7 +65,7 @@ def update_cost(cfg, talks: list[list[Turn]]) -> dict:  # bytes and FLOP
         opt.step(); kept = alive.now; opt.zero_grad(); del loss
     return dict(weights=weights, activations=after - weights, optimizer=kept - weights, peak=alive.peak + sum(p.numel()*8 for p in trainable(m).values()), flop=flops.get_total_flops(), trained=sum(p.numel() for p in trainable(m).values()), parameters=sum(p.numel() for p in m.parameters()))
 
-# %% ../nbs/16_plan.ipynb #bbeb529d
+# %% ../nbs/16_plan.ipynb #2f1fd5de
 def outline(cfg, emotions: list[str]) -> tuple[list[Item], list[Item], dict]:
     "Items of the right lengths without contents: target, rehearsal, context turns by speaker"
     ds, proc, K = dataset_of(cfg.source), load_csm('nano')[1], config_of(cfg.model).num_codebooks; item = lambda text, n, **k: Item(text_ids(proc, text, 1, ''), [torch.zeros(n, K, dtype=torch.long)], text=text, **k)
@@ -76,10 +76,13 @@ def outline(cfg, emotions: list[str]) -> tuple[list[Item], list[Item], dict]:
     return target, [item(t, len(c), rehearsal=True, teacher=kept(len(c))) for t, c in zip(texts[:some], codes)] if cfg.rehearsal else [], {s: [i for i in near if i.speaker == s] for s in {i.speaker for i in near}}
 
 def matmul_speed(precision: str = 'fp32') -> float:  # FLOP per second
-    "What this machine reaches on a matrix product of 2048 x 2048"
-    device = 'cuda' if torch.cuda.is_available() else 'cpu'; x = torch.randn(2048, 2048, device=device, dtype=torch.float32 if precision == 'fp32' else torch.bfloat16); best = 9e9
-    for _ in range(4): t = time.perf_counter(); y = x @ x; y[0, 0].item(); best = min(best, time.perf_counter() - t)
-    return 2*2048**3/best
+    "What this machine reaches on a matrix product, of 2048 x 2048 where that takes no longer than a second"
+    device, n = 'cuda' if torch.cuda.is_available() else 'cpu', 256
+    while True:
+        x = torch.randn(n, n, device=device, dtype=torch.float32 if precision == 'fp32' else torch.bfloat16); best = 9e9
+        for _ in range(4): t = time.perf_counter(); y = x @ x; y[0, 0].item(); best = min(best, time.perf_counter() - t)
+        if n == 2048 or 32*best > 1: return 2*n**3/best          # a CPU without bfloat16 arithmetic is hundreds of times slower at it
+        n *= 2
 
 # %% ../nbs/16_plan.ipynb #eba057bb
 def plan(cfg, emotions: list[str], tflops: float|None = None, world: int = 1, updates: int = 16) -> dict:

@@ -138,7 +138,7 @@ def validate(obj, items: list[Item], cfg, acc: Accelerator) -> dict:  # loss, c0
     g = torch.Generator().manual_seed(0); talks = [[i.turn(keep=depth_frames(i.frames, cfg.depth_ratio, g))] for i in items]; n = counts(talks); obj.eval()
     total = sum(obj({k: v.to(acc.device) for k, v in pack(t).items()}, n)[1] for t in micro_batches(talks, cfg.tokens, acc.num_processes)[acc.process_index]); obj.train(); return report(acc.reduce(total, 'sum'), n, cfg)
 
-# %% ../nbs/07_training.ipynb #7880d712
+# %% ../nbs/07_training.ipynb #6b2c2576
 def processes() -> PartialState:
     "The processes of this run; made before anything else asks accelerate, which would not look for CPU processes"
     return PartialState(cpu=not torch.cuda.is_available())
@@ -168,11 +168,12 @@ def train(model, cfg, run: Run, target: list[Item], rehearsal: list[Item] = (), 
     def log(values, step):
         if acc.is_main_process: run.log(**values)
         if cfg.trackers: acc.log({k: float(v) for k, v in values.items() if isinstance(v, (int, float))} | {f'codebook_{i}': v for i, v in enumerate(values.get('codebooks', ()))}, step=step)
-    heard, t0, stop = 0, time.time(), bool(cfg.patience and mind['since'] >= cfg.patience); obj.train()
+    heard, t0, stop = 0, time.perf_counter(), bool(cfg.patience and mind['since'] >= cfg.patience); obj.train()
     try:
         with sigterm() as told, tqdm(total=cfg.steps, initial=first, desc=getattr(cfg, 'emotion', 'train'), unit='update', disable=not (show and acc.is_main_process)) as bar:
             for step in range(first, cfg.steps if not stop else first):
-                values, frames = update(obj, opt, sampler.update(step), cfg, acc, step); heard += frames; log(values, step); bar.update(); bar.set_postfix(loss=values['loss'], **{'audio-s/s': round(heard*FRAME/(time.time() - t0), 1)})
+                t = time.perf_counter(); values, frames = update(obj, opt, sampler.update(step), cfg, acc, step); heard += frames; log(values, step); bar.update(); bar.set_postfix(loss=values['loss'], **{'audio-s/s': round(heard*FRAME/(time.perf_counter() - t0), 1)})
+                if acc.is_main_process: run.log_to('speed.jsonl', step=step, seconds=round(time.perf_counter() - t, 4), audio_seconds=round(frames*FRAME, 2))          # beside the metrics, which are the same twice
                 mind['bad'] = mind['bad'] + 1 if values['skipped'] else 0.; mind['skipped'] += values['skipped']
                 if mind['bad'] > cfg.max_skipped: raise FloatingPointError(f'{int(mind["bad"])} updates in a row without a finite gradient, last at {step}: lower `lr`')
                 if validation and cfg.validate_every and ((step + 1) % cfg.validate_every == 0 or step + 1 == cfg.steps):

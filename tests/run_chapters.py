@@ -4,7 +4,7 @@ from importlib import import_module
 from pathlib import Path
 
 os.environ |= dict(OMP_NUM_THREADS='1', IN_TEST='1')             # two processes on two cores
-ROOT, LIMIT = Path(__file__).parents[1], 600
+ROOT, LIMIT = Path(__file__).parents[1], 900
 LARGE = 'numpy pandas scipy.stats scipy.signal matplotlib.pyplot sklearn.linear_model sklearn.metrics sklearn.model_selection librosa soundfile pyarrow.parquet torch transformers transformers.models.csm peft accelerate datasets pydantic nbdev.test nbdev.config execnb.shell'.split()
 
 def main_job(): subprocess.run(['papermill', 'nbs/20_emotion.ipynb', '-p', 'emotion', 'sad'], cwd=ROOT, check=True)
@@ -14,7 +14,7 @@ def chapter(path: Path):
     from nbdev.test import test_nb
     head = path.read_text().split('#| export')[0]
     if 'os.environ' in head: subprocess.run(['nbdev_test', '--path', path], cwd=ROOT, check=True); return          # it sets the environment before the libraries are imported
-    os.chdir(ROOT/'nbs'); ok, _ = test_nb(path, skip_flags=get_config().tst_flags.split(), basepath=get_config().config_path)
+    os.chdir(path.parent); ok, _ = test_nb(path, skip_flags=get_config().tst_flags.split(), basepath=get_config().config_path)
     if not ok: raise SystemExit(1)
 
 def started(job) -> tuple:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]; NBS = sorted((ROOT/'nbs').glob('*.ipynb')); DATA = ROOT.parent/'shared'/'data'
+ROOT = Path(__file__).parents[1]; NBS = sorted((ROOT/'nbs').rglob('[!.]*.ipynb')); DATA = ROOT.parent/'shared'/'data'
 need_ravdess = pytest.mark.skipif(not (DATA/'ravdess').is_dir(), reason='the RAVDESS recordings (shared/data) are not here')
 src = lambda c: ''.join(c['source'])
 
@@ -14,6 +14,7 @@ def cells(p): return json.loads(p.read_text())['cells']
 def test_notebook_is_well_formed(p):
     nb = json.loads(p.read_text()); assert nb['metadata']['kernelspec'] == dict(name='python3', display_name='python3', language='python')
     assert p.stat().st_size < 500_000 and all('id' in c for c in nb['cells'])
+    outputs = [o for c in nb['cells'] for o in c.get('outputs', [])]; assert not [o for o in outputs if 'application/vnd.jupyter.widget-view+json' in o.get('data', {})] and not [o for o in outputs if o['output_type'] == 'error']      # a widget's view is nothing without its kernel
     title = src(nb['cells'][0]); assert title.startswith('# ') and '\n> ' in title
     for c in nb['cells']:
         if c['cell_type'] == 'code' and '#| export' in src(c):
@@ -44,7 +45,7 @@ def test_symlink_and_settings():
 def test_readme_is_the_index():
     readme = (ROOT/'README.md').read_text()
     for c in cells(ROOT/'nbs/index.ipynb'):
-        if c['cell_type'] == 'markdown': assert re.sub(r'\]\((images/|[0-9a-z_]+\.ipynb)', r'](nbs/\1', src(c).strip()) in readme, f'run .ci/readme: {src(c)[:80]!r} is not in README.md'
+        if c['cell_type'] == 'markdown': assert re.sub(r'\]\((images/|sounds/|guides/|results/|[0-9a-z_]+\.ipynb)', r'](nbs/\1', src(c).strip()) in readme, f'run .ci/readme: {src(c)[:80]!r} is not in README.md'
     assert not [l for l in re.findall(r'\]\((?!http)([^)]+)\)', readme) if not (ROOT/l).exists()]
 
 def papermill(*args): return subprocess.run([sys.executable, '-m', 'papermill', str(ROOT/'nbs/20_emotion.ipynb'), '-', *args], cwd=ROOT, capture_output=True, text=True)
