@@ -149,7 +149,7 @@ class ExpressiveConfig(TrainConfig):
     sentences: int = Field(16, ge=4)                       # unseen sentences spoken per emotion
     temperature: float = Field(.6, gt=0)
 
-# %% ../nbs/00_core.ipynb #de0680f5
+# %% ../nbs/00_core.ipynb #9811bfb2
 def unknown(name: str, known) -> str:
     near = difflib.get_close_matches(name, known := list(known), 1)
     return f'unknown setting {name!r}' + (f': did you mean {near[0]!r}?' if near else '') + f' Known: {", ".join(known)}'
@@ -159,7 +159,7 @@ def make_config(cls=EmotionConfig, **kw) -> BaseModel:
     for k in kw.keys() - set(cls.model_fields): raise ValueError(unknown(k, cls.model_fields))
     try: return cls(**kw)
     except ValidationError as e:
-        raise ValueError('; '.join(f"{'.'.join(map(str, x['loc']))} = {x['input']!r}: {x['msg']}" if x['loc'] else x['msg'] for x in e.errors())) from None
+        raise ValueError('; '.join(f"{'.'.join(map(str, x['loc']))} = {x['input']!r}: {x['msg']}" if x['loc'] else x['msg'].removeprefix('Value error, ') for x in e.errors())) from None
 
 def load_config(path: str|Path, cls=EmotionConfig, memory: int|None = None, **kw) -> BaseModel:
     "Configuration from YAML; settings under `by_memory` of the largest size that fits `memory` (GB of one GPU) go over the others, and `kw` over all"
@@ -181,13 +181,13 @@ def notebook_config(namespace: dict, cls=EmotionConfig) -> BaseModel:
              and isinstance(v, (str, int, float, bool, list, dict, tuple, type(None)))}
     return make_config(cls, **plain)
 
-# %% ../nbs/00_core.ipynb #03e2aa54
+# %% ../nbs/00_core.ipynb #313d0832
 class Run:
     "A run folder; `cfg` is written at once, and a folder made with other settings is refused"
     def __init__(self, path: str|Path, cfg: BaseModel):
         self.path, self.cfg = Path(path), cfg
         text = yaml.safe_dump(cfg.model_dump(), sort_keys=False); f = self.path/'config.yaml'
-        if f.exists() and (diff := changed(yaml.safe_load(f.read_text()), cfg.model_dump())):
+        if f.exists() and (diff := changed(yaml.safe_load(f.read_text()) | dict(out=''), cfg.model_dump() | dict(out=''))):          # `out` is a place, not a setting
             raise ValueError(f'{f} was made with other settings ({diff}): choose another `out`, or remove that folder')
         atomic_write(f, text)
         write_json(self.path/'environment.json', environment())

@@ -9,7 +9,7 @@ __all__ = ['REMEDY', 'MERITS', 'FORMATS', 'HUES', 'UNITS', 'LOOK', 'DASHBOARD', 
            'sound_bank', 'first_heard', 'label', 'ends', 'merit_charts', 'training_charts', 'profile_charts',
            'dial_charts', 'settings_table', 'provenance', 'dashboard']
 
-# %% ../nbs/18d_dashboard.ipynb #2102ccf5
+# %% ../nbs/18d_dashboard.ipynb #dc4a4204
 import base64, hashlib, io, json
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from plotly.offline import get_plotlyjs
 from tqdm.auto import tqdm
 
 from .core import EmotionConfig, ExpressiveConfig, Run, atomic_write, in_order, read_json, sha256
-from .figures import PROFILE, curves_of, smooth
+from .figures import DOSE, PROFILE, curves_of, smooth
 from .pages import PAGE, SHEET, grid, player, render
 from .stats import shown
 
@@ -116,7 +116,7 @@ def doses(runs: list[Shown]) -> dict[str, dict]:
     "`figures.dose_figure`'s input: every dial of every run"
     return {e if r.name == e else f'{r.name}: {e}': d for r in runs for e, d in r.files['intensity'].get('emotions', {}).items()}
 
-# %% ../nbs/18d_dashboard.ipynb #1b4fe8eb
+# %% ../nbs/18d_dashboard.ipynb #483c9f05
 def within(folder: Path, f: str) -> Path:
     "`f` in `folder`, refused where it lies outside"
     p = (folder/f).resolve()
@@ -131,7 +131,7 @@ def clips_of(r: Shown) -> list[dict]:  # file, text, voice, seed, system, emotio
     out, c = [], r.config; add = lambda file, origin, **kw: out.append(dict(run=r.name, file=str(file), origin=origin, seed='', scale=None) | kw)
     for s in r.files['report'].get('samples', []):
         if r.kind == 'emotion': [add(s[k]['file'], 'samples', text=s['text'], voice=str(s['role']), seed=str(s['seed']), system='base' if k == 'base' else 'adapter', emotion=c['emotion']) for k in ('base', c['emotion'])]
-        else: add(s['file'], 'samples', text=s['text'], voice=str(s['role']), system='base' if s['set'] == 'base' else 'adapter', emotion='' if s['set'] == 'base' else s['set'])
+        else: add(s['file'], 'samples', text=s['text'], voice=str(s['role']), seed=str(c.get('seed', '')), system='base' if s['set'] == 'base' else 'adapter', emotion='' if s['set'] == 'base' else s['set'])
     if (f := r.path/'evaluation/clips.csv').exists(): [add(f"evaluation/{x['file']}", 'evaluation', text=x['text'], voice=x['voice'], seed=x.get('seed', ''), system=x['system'], emotion=x['emotion']) for x in rows_of(f) if x['system'] in ('base', 'adapter', 'recordings')]
     [add(f"intensity/{x['file']}", 'intensity', text=x['text'], voice=x['voice'], system='adapter' if x['emotion'] else 'base', emotion=x['emotion'], scale=x['scale'] if x['emotion'] else None) for x in r.files['intensity'].get('clips', [])]
     lost = []
@@ -152,13 +152,13 @@ def sound_bank(clips: list[dict], codec: str = 'flac', show: bool = True) -> dic
         sf.write(b := io.BytesIO(), np.clip(x, -1, 1), sr, format=fmt, subtype=sub); bank[c['sound']] = base64.b64encode(b.getvalue()).decode()
     return bank
 
-# %% ../nbs/18d_dashboard.ipynb #9691c2c9
+# %% ../nbs/18d_dashboard.ipynb #6b88565a
 def first_heard(runs: list[Shown]) -> Markup:
-    "A table with players for a notebook: the first sentence of every run and emotion, base and adapter (MP3)"
+    "A table with players for a notebook: the first sentence of every run by the base, then in each emotion (MP3)"
     rows = []
     for r in runs:
-        mine = [c for c in clips_of(r) if c['origin'] == 'samples']; bank = sound_bank(mine, 'mp3', show=False); text = mine[0]['text'] if mine else ''; play = lambda c: player(f"data:audio/mpeg;base64,{bank[c['sound']]}"); base = next((c for c in mine if c['system'] == 'base' and c['text'] == text), None)
-        rows += [{'run': r.name, 'emotion': c['emotion'], 'sentence': text, 'base': play(base), 'adapter': play(c)} for c in mine if c['system'] == 'adapter' and c['text'] == text and base]
+        mine = [c for c in clips_of(r) if c['origin'] == 'samples']; mine = [c for c in mine if c['text'] == mine[0]['text']]; bank = sound_bank(mine, 'mp3', show=False)
+        rows += [{'run': r.name, 'spoken by': 'base' if c['system'] == 'base' else c['emotion'], 'sentence': c['text'], 'sound': player(f"data:audio/mpeg;base64,{bank[c['sound']]}")} for c in sorted(mine, key=lambda c: c['system'] != 'base')]
     return grid(rows)
 
 # %% ../nbs/18d_dashboard.ipynb #82594b7b
@@ -194,7 +194,7 @@ def training_charts(runs: list[Shown]) -> dict[str, go.Figure]:
         if c['x']: out[f'every codebook: {name}'] = go.Figure(go.Heatmap(x=c['x'], z=[smooth(b).round(4).tolist() for b in np.array(c['codebooks']).T], colorscale='Viridis', reversescale=True, colorbar=dict(title='nats'))).update_layout(xaxis_title='update', yaxis_title='codebook')
     return out
 
-# %% ../nbs/18d_dashboard.ipynb #871cbede
+# %% ../nbs/18d_dashboard.ipynb #211d2c98
 def profile_charts(runs: list[Shown]) -> dict[str, go.Figure]:
     "{emotion: shift from neutral of every prosodic figure in SD of neutral speech; recordings, and a line per run}"
     out = {}
@@ -204,14 +204,14 @@ def profile_charts(runs: list[Shown]) -> dict[str, go.Figure]:
         if new: fig.add_scatter(name='recordings', x=x, y=line('recordings'), mode='lines+markers', line=dict(color='#888', dash='dash'), error_y=dict(type='data', array=[p[k]['recordings_sd']/p[k]['neutral_sd'] for k in keys], thickness=.8))
         v = [dict(value=a, low=b, high=c) for a, b, c in zip(line('adapter'), line('adapter', 'low'), line('adapter', 'high'))]
         fig.add_scatter(name=label(r.name), x=x, y=[q['value'] for q in v], mode='lines+markers', line=dict(color=HUES[i % 8]), error_y=dict(type='data', symmetric=False, array=ends(v, 'high'), arrayminus=ends(v, 'low'), thickness=1))
-        fig.update_layout(yaxis_title=f'{label(e)}: shift from neutral, SD of neutral speech')
+        fig.update_layout(yaxis_title='shift, SD of neutral speech')
     return out
 
 def dial_charts(runs: list[Shown]) -> dict[str, go.Figure]:
     "{figure of merit: a line over the intensity per run and emotion, with 95 % intervals}"
     out = {}
     for i, (name, d) in enumerate(doses(runs).items()):
-        for q in d['values'].values():
+        for q in (d['values'][k] for k in DOSE if k in d['values']):
             v = q['at']; out.setdefault(q['label'], go.Figure().update_layout(xaxis_title='intensity (1 = as trained)', yaxis_title=q['label'])).add_scatter(name=label(name), x=d['scales'], y=[a['value'] for a in v], mode='lines+markers', line=dict(color=HUES[i % 8]), error_y=dict(type='data', symmetric=False, array=ends(v, 'high'), arrayminus=ends(v, 'low'), thickness=1))
     return out
 
@@ -229,13 +229,13 @@ def provenance(runs: list[Shown]) -> list[dict]:
                 "judge of the run's corpus": f"UAR {shown(j['uar_interval'])}, chance {j['chance']:.3f}" if j.get('uar_interval') else '', 'kept update': r.files['ended'].get('best_update') or r.config.get('steps', ''), **{k: env[k] for k in sorted(env)}}
     all_ = {r.name: facts(r) for r in runs}; return [{'': k} | {n: str(f.get(k, '')) for n, f in all_.items()} for k in dict.fromkeys(k for f in all_.values() for k in f)]
 
-# %% ../nbs/18d_dashboard.ipynb #76fecab5
+# %% ../nbs/18d_dashboard.ipynb #58e65e41
 LOOK = '''
 body{max-width:1500px}nav a{margin-right:1rem}button,select,input{font:inherit;color:var(--text);background:var(--card);border:1px solid var(--line);border-radius:6px;padding:.25rem .6rem}button{cursor:pointer}
 button:focus-visible,select:focus-visible,input:focus-visible{outline:2px solid var(--link)}table{width:auto;font-size:14px}th button{border:0;background:none;padding:0;font-weight:600;text-align:left}th[aria-sort] button{font-weight:600}
 th[aria-sort=ascending] button::after{content:" \\25B2"}th[aria-sort=descending] button::after{content:" \\25BC"}.num{white-space:nowrap;font-variant-numeric:tabular-nums}.num small{color:var(--soft)}.none{color:var(--soft)}
 .play{min-width:5.4em;white-space:nowrap;background:linear-gradient(90deg,#0072b255 var(--done,0%),var(--card) var(--done,0%))}.play.on{border-color:var(--link)}.chart{height:380px;max-width:1000px}.bar{display:flex;flex-wrap:wrap;gap:.6rem;align-items:center;margin:.6rem 0}
-td.text{max-width:26em}thead th{position:sticky;top:0;background:var(--ground)}#listen .wide{max-height:75vh;overflow:auto}#note{position:fixed;bottom:0;left:0;right:0;background:#b00020;color:#fff;padding:.5rem 1rem}#note:empty{display:none}details{margin:.6rem 0}
+td.text{min-width:15em;max-width:26em}thead th{position:sticky;top:0;background:var(--ground)}#listen .wide{max-height:75vh;overflow:auto}#note{position:fixed;bottom:0;left:0;right:0;background:#b00020;color:#fff;padding:.5rem 1rem}#note:empty{display:none}details{margin:.6rem 0}
 @media print{.bar,nav,#listen,#dial,.play{display:none}.chart{break-inside:avoid}}
 '''
 DASHBOARD = '''

@@ -35,7 +35,7 @@ from .judge import Judge, card as card_on, prosody_table, relative_table, save
 from .evaluation import heard_drift, judge_samples, profile, prosody_gap
 from . import figures, metrics, pages
 
-# %% ../nbs/15_road.ipynb #50e95967
+# %% ../nbs/15_road.ipynb #86872e03
 @dataclass
 class Data:
     "What one emotion is trained and measured on"
@@ -62,7 +62,7 @@ def open_run(cfg) -> Run:
 def sides(ds: Dataset) -> tuple[list, list]:  # clips of (the adapter, the judge)
     "Clips of speakers whose neutral speech is known: the training split for the adapter, the others for the judge"
     known = {(c.corpus, c.speaker) for c in ds.select(emotion='neutral')}; a, j = ([c for c in ds.select(split=s) if (c.corpus, c.speaker) in known] for s in ('train', ('test', 'validation')))
-    if not a or not j: raise ValueError(f'{ds.folder} needs speakers with neutral recordings in the training split and outside it: found {len(a)} and {len(j)} clips of such speakers')
+    if not a or not j: raise ValueError(f'{ds.folder} needs speakers with neutral recordings in the training split and outside it: found {len(a)} and {len(j)} clips of such speakers. More speakers are needed, or a column `speaker` that tells sessions of one apart, or other --shares')
     return a, j
 
 def clip_items(cfg, ds: Dataset, codec, processor, tags: dict, **which) -> list[Item]:
@@ -221,7 +221,7 @@ def keep_samples(cfg, run: Run, lora, processor, data: Data, n: int = 4) -> list
         out.append(d)
     return out
 
-# %% ../nbs/15_road.ipynb #6cee3018
+# %% ../nbs/15_road.ipynb #cf67115c
 def write_figures(cfg, run: Run, report: dict) -> list:
     "The report's figures as PNG in `figures/`; returns them for display"
     audio = lambda d, k: sf.read(run.path/d[k]['file'], dtype='float32')[0]
@@ -266,7 +266,7 @@ LICENCE_NOTE = 'Adapters inherit the limits of their recordings (RAVDESS: non-co
 
 def finish(cfg, run: Run, lora, processor, data: Data, speech: dict) -> dict:
     "Measure, keep samples, write `report.json`, figures, page and the adapter's card"
-    report = measure(cfg, run, lora, processor, data, speech) | dict(config=cfg.model_dump(exclude={'out'}), samples=keep_samples(cfg, run, lora, processor, data),
+    report = measure(cfg, run, lora, processor, data, speech) | dict(config=cfg.model_dump(exclude={'out'}), samples=keep_samples(cfg, run, lora, processor, data, min(4, cfg.sentences//8)),
         corpus=sorted({(c.corpus, c.licence) for c in data.adapter}), quarantined=len((run/'quarantine.csv').read_text().splitlines()) - 1)
     if cfg.ewc: last = run.metrics('loss')[-1]; report |= dict(ewc=read_json(run/'ewc.json') | {k: last[k] for k in ('ewc', 'penalty_ratio', 'task_grad_norm', 'penalty_grad_norm')})
     report = json.loads(json.dumps(report)); write_json(run/'report.json', report)

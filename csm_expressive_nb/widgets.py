@@ -8,7 +8,7 @@ __all__ = ['LEFT', 'TOLD', 'MARKS', 'KINDS', 'FIRST', 'LONGEST', 'CAPTION', 'LIN
            'pictures', 'RunExplorer', 'shared', 'Style', 'styles', 'checked', 'Speaker', 'SpeakPanel', 'neutral_of',
            'beside', 'left_out', 'DatasetBrowser']
 
-# %% ../nbs/18e_widgets.ipynb #7e0df09d
+# %% ../nbs/18e_widgets.ipynb #e057c352
 import base64, copy, csv, hashlib, io, json, time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -32,6 +32,7 @@ from .road import load_base, summary
 from .expressive import table_all
 from .protocol import open_finished, table as evaluation_table
 from .retention import RetentionConfig, shown_table
+from .dashboard import within
 
 # %% ../nbs/18e_widgets.ipynb #61956581
 def uri(kind: str, data: bytes) -> str: return f'data:{kind};base64,{base64.b64encode(data).decode()}'
@@ -120,7 +121,7 @@ def runs(folder: str|Path = '_reports') -> list[Found]:      # a relative path i
     top = root()/folder; places = run_folders(top) if top.is_dir() else []
     return [read_run(p, '.' if p == top else p.relative_to(top).as_posix()) for p in places if p != top or any((p/m).exists() for m in MARKS)]
 
-# %% ../nbs/18e_widgets.ipynb #f8c20cf8
+# %% ../nbs/18e_widgets.ipynb #9716cee5
 def differing(cfg: BaseModel|None) -> list[dict]:
     "Settings that are not the defaults; `out` is a place, not a setting"
     if cfg is None: return []
@@ -128,8 +129,7 @@ def differing(cfg: BaseModel|None) -> list[dict]:
 
 def inside(folder: Path, file: str) -> Path:
     "The file of a run folder that its report names"
-    p = (folder/str(file)).resolve()
-    if not p.is_relative_to(folder.resolve()): raise ValueError(f'{file} lies outside the run folder: it is not played')
+    p = within(folder, str(file))
     if not p.is_file(): raise FileNotFoundError(f'{file} is missing: run the same command again')
     return p
 
@@ -324,18 +324,14 @@ def static(self: SpeakPanel) -> Markup:
     return render('<p><b>Speak</b></p>{{ hint }}<p>Can be asked for: {{ menu }}.</p>{{ grid(rows) }}{% if h %}<p><img src="{{ figure }}" alt="waveform, spectrogram and pitch"></p><p>{{ player(sound) }}</p>{% else %}<p>Press Speak in a running notebook to hear it.</p>{% endif %}',
                   hint=Markup(self.hint.value), menu=', '.join(s.label for _, s in self.what.options), rows=rows, h=h, figure=h and small(clip_figure(h['speech'].audio, h['asked']['style'].emotion or 'base'), 420), sound=h and short(h['speech'].audio))
 
-# %% ../nbs/18e_widgets.ipynb #3faaf10f
+# %% ../nbs/18e_widgets.ipynb #5a2bfb37
 def neutral_of(ds: Dataset, c: Clip) -> Clip|None:
     "A neutral clip of the same speaker and text"
     return next((n for n in ds.select(corpus=c.corpus, speaker=c.speaker, text=c.text, emotion='neutral') if n.id != c.id), None) if c.text and c.emotion != 'neutral' else None
 
 def beside(ds: Dataset, c: Clip):
     "Figure of a clip, the neutral one beside it where there is one"
-    n = neutral_of(ds, c); fig = clip_figure(ds.audio(c), f'{c.emotion}, speaker {c.speaker}'.replace('$', r'\$'), None if n is None else ds.audio(n)); called = 'neutral, the same sentence'
-    for a in fig.axes:
-        if a.get_title() == 'recording': a.set_title(called)
-        for t in a.get_legend().get_texts() if a.get_legend() else (): t.set_text(t.get_text().replace('recording', called))
-    return fig
+    n = neutral_of(ds, c); return clip_figure(ds.audio(c), f'{c.emotion}, speaker {c.speaker}'.replace('$', r'\$'), None if n is None else ds.audio(n), 'neutral, the same sentence')
 
 def left_out(ds: Dataset) -> list[dict]:
     "Rows of `quarantine.csv`"

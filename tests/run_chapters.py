@@ -1,4 +1,4 @@
-"The main job and every chapter through nbdev's own `test_nb`, two at a time, each in a process of its own. The processes are forked from one that has imported the large libraries: twelve seconds saved per chapter."
+"The main job, the pages of the site, and every chapter through nbdev's own `test_nb`, two at a time, each in a process of its own. The processes are forked from one that has imported the large libraries: twelve seconds saved per chapter."
 import multiprocessing, os, signal, subprocess, sys, tempfile, time
 from importlib import import_module
 from pathlib import Path
@@ -8,6 +8,8 @@ ROOT, LIMIT = Path(__file__).parents[1], 900
 LARGE = 'numpy pandas scipy.stats scipy.signal matplotlib.pyplot sklearn.linear_model sklearn.metrics sklearn.model_selection librosa soundfile pyarrow.parquet torch transformers transformers.models.csm peft accelerate datasets pydantic nbdev.test nbdev.config execnb.shell'.split()
 
 def main_job(): subprocess.run(['papermill', 'nbs/20_emotion.ipynb', '-p', 'emotion', 'sad'], cwd=ROOT, check=True)
+
+def docs(): subprocess.run([sys.executable, 'tests/build_docs.py'], cwd=ROOT, check=True)
 
 def chapter(path: Path):
     from nbdev.config import get_config
@@ -22,12 +24,12 @@ def started(job) -> tuple:
     def run():
         signal.signal(signal.SIGINT, signal.default_int_handler)          # started in the background, a shell has it ignored, and chapter 09 sends one
         for f in (1, 2): os.dup2(log.fileno(), f)
-        main_job() if job == 'main job' else chapter(job)
+        {'main job': main_job, 'docs': docs}.get(job, lambda: chapter(job))()
     p = multiprocessing.get_context('fork').Process(target=run); p.start(); return p, job, log, time.time()
 
 if __name__ == '__main__':
     for m in LARGE: import_module(m)
-    queue = ['main job', *(Path(a).absolute() for a in sys.argv[1:])]; running, failed = [], []
+    queue = ['main job', 'docs', *(Path(a).absolute() for a in sys.argv[1:])]; running, failed = [], []
     while queue or running:
         while queue and len(running) < 2: running.append(started(queue.pop(0)))
         for x in list(running):

@@ -1,5 +1,5 @@
 "What the chapters cannot test about themselves: the notebooks as files, papermill, and the adapter without our code."
-import configparser, json, re, subprocess, sys
+import configparser, hashlib, json, re, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +26,13 @@ def test_report_notebooks_have_one_parameters_cell_and_no_logic(p):
     assert sum('parameters' in c['metadata'].get('tags', []) for c in cells(p)) == 1
     code = '\n'.join(src(c) for c in cells(p) if c['cell_type'] == 'code'); assert '#| export' not in code and not re.search(r'^\s*(def|class|for|while|if) ', code, re.M)
 
+def test_stored_outputs_belong_to_the_committed_code():
+    "`.ci/execute` writes the hash of the code it ran; a cell changed since then has a stale output below it"
+    done = json.loads((ROOT/'nbs/results/executed.json').read_text()); kept = [p for p in NBS if any(c.get('outputs') for c in cells(p))]; assert len(kept) > 30
+    code = lambda p: hashlib.sha256('\n\0'.join(src(c) for c in cells(p) if c['cell_type'] == 'code').encode()).hexdigest()[:16]
+    stale = [str(p.relative_to(ROOT)) for p in kept if done.get(str(p.relative_to(ROOT/'nbs')), {}).get('code') != code(p)]; assert not stale, f'run .ci/execute {" ".join(stale)}'
+    modules = hashlib.sha256(b'\0'.join(p.read_bytes() for p in sorted((ROOT/'csm_expressive_nb').rglob('*.py')) if p.name != '_modidx.py')).hexdigest()[:16]; older = [n for n, d in done.items() if d['package'] != modules]; print('executed before the last change of the package:', ', '.join(older) or 'none')
+
 def test_modules_import_only_from_smaller_numbers():
     number = {}
     for p in NBS:
@@ -45,7 +52,7 @@ def test_symlink_and_settings():
 def test_readme_is_the_index():
     readme = (ROOT/'README.md').read_text()
     for c in cells(ROOT/'nbs/index.ipynb'):
-        if c['cell_type'] == 'markdown': assert re.sub(r'\]\((images/|sounds/|guides/|results/|[0-9a-z_]+\.ipynb)', r'](nbs/\1', src(c).strip()) in readme, f'run .ci/readme: {src(c)[:80]!r} is not in README.md'
+        if c['cell_type'] == 'markdown': assert re.sub(r'(\]\(|src=")(images/|sounds/|guides/|results/|[0-9a-z_]+\.ipynb)', r'\1nbs/\2', src(c).strip()) in readme, f'run .ci/readme: {src(c)[:80]!r} is not in README.md'
     assert not [l for l in re.findall(r'\]\((?!http)([^)]+)\)', readme) if not (ROOT/l).exists()]
 
 def papermill(*args): return subprocess.run([sys.executable, '-m', 'papermill', str(ROOT/'nbs/20_emotion.ipynb'), '-', *args], cwd=ROOT, capture_output=True, text=True)
