@@ -189,7 +189,7 @@ def answers(files: Annotated[list[Path], typer.Argument(help='CSV files that rat
     plan, key = read_json(test/'plan.json'), read_json(test.with_name(test.name + '.key.json')); good, bad = l.read_answers(*files, plan=plan, key=key); out = out or test.with_name(test.name + '_results'); out.mkdir(parents=True, exist_ok=True); bad.to_csv(out/'rejects.csv', index=False)
     r = l.analyse(good, key); write_json(out/'listening.json', r); l.listening_figure(r).savefig(out/'listening.png', dpi=130, metadata={'Software': None}); typer.echo(f'{len(good)} answers count, {len(bad)} do not; {r["rule"]}\nresults: {out/"listening.json"}, {out/"listening.png"}')
 
-# %% ../nbs/19_cli.ipynb #dda22dcd
+# %% ../nbs/19_cli.ipynb #b33375f0
 @app.command()
 def dashboard(runs: Annotated[list[Path], typer.Argument(help='Run folders, of one emotion or of a general stage.')], out: Annotated[Path, typer.Option(help='The HTML file.')] = Path('dashboard.html'),
               sound: Annotated[Literal['flac', 'mp3'], typer.Option(help='flac is lossless, mp3 a sixth of the size.')] = 'flac', title: Annotated[str, typer.Option(help='Heading of the page.')] = 'Runs compared'):
@@ -199,7 +199,7 @@ def dashboard(runs: Annotated[list[Path], typer.Argument(help='Run folders, of o
     if sound == 'flac' and d['megabytes'] > 100: typer.echo('note: --sound mp3 makes it a fifth of that')
 
 @app.command()
-def intensity(run: Annotated[Path, typer.Argument(help='A finished run folder.')], scales: Annotated[str, typer.Option(help='Strengths of the adapter, separated by commas; 1 is as trained.')] = '0,.25,.5,.75,1,1.25,1.5', sentences: Annotated[int, typer.Option(min=2, max=88, help='Sentences spoken at each.')] = 24):
+def intensity(run: Annotated[Path, typer.Argument(help='A finished run folder.')], scales: Annotated[str, typer.Option(help='Strengths of the adapter, separated by commas; 1 is as trained.')] = '0,.25,.5,.75,1,1.25,1.5', sentences: Annotated[int, typer.Option(min=2, max=48, help='Sentences spoken at each.')] = 24):
     "Speak and measure an adapter at several strengths. Interrupted, run it again."
     from csm_expressive_nb.dials import intensity as go; from csm_expressive_nb.stats import shown
     try: at = [float(x) for x in scales.split(',') if x.strip()]

@@ -24,7 +24,7 @@ from .figures import DOSE, PROFILE, curves_of, smooth
 from .pages import PAGE, SHEET, grid, player, render
 from .stats import shown
 
-# %% ../nbs/18d_dashboard.ipynb #59a87a2c
+# %% ../nbs/18d_dashboard.ipynb #cdcd7ba2
 @dataclass
 class Shown:
     "A run folder as the dashboard sees it"
@@ -46,9 +46,14 @@ def read_run(folder: str|Path, name: str = '') -> Shown:
     if 'seeds' in config: raise ValueError(f'{folder} is a comparison of arms: its own page is {folder/"index.html"}')
     files, lacks = {}, []
     for k, remedy in REMEDY.items():
-        try: files[k] = read_json(folder/f'{k}.json')
+        try:
+            files[k] = read_json(folder/f'{k}.json')
+            if not isinstance(files[k], dict): raise json.JSONDecodeError('no object', '', 0)
         except FileNotFoundError: files[k] = {}; lacks.append(f'no {k}.json: {remedy.format(folder.name)}')
         except (json.JSONDecodeError, UnicodeDecodeError): files[k] = {}; lacks.append(f'{k}.json is damaged: {remedy.format(folder.name)}')
+    f = folder/'adapter/adapter_model.safetensors'; now = sha256(f) if f.exists() else ''
+    for k, was in (('evaluation', files['evaluation'].get('run', {}).get('adapter')), ('intensity', files['intensity'].get('adapter'))):
+        if was and was != now: lacks.append(f'{k}.json is of another adapter than the one in the folder: {REMEDY[k].format(folder.name)}')
     return Shown(name, folder, config, 'emotion' if 'emotion' in config else 'expressive', files, lacks)
 
 def read_runs(folders: list[str|Path]) -> list[Shown]:
@@ -68,7 +73,7 @@ def lacking(runs: list[Shown]) -> pd.DataFrame:
     "What is not there, and what makes it, a row each"
     return pd.DataFrame([(r.name, w) for r in runs for w in r.lacks], columns=['run', 'not there'])
 
-# %% ../nbs/18d_dashboard.ipynb #16613bd9
+# %% ../nbs/18d_dashboard.ipynb #10a35ec9
 @dataclass
 class Merit:
     "A column of the table"
@@ -93,7 +98,7 @@ MERITS = dict(
     words=Merit('sentence recognised', 'more', lambda f, e: f['report']['words_recognised']['adapter'], per_emotion('words')),
     per=Merit('phoneme errors', 'less', **same(measured('per'))), speaker=Merit('speaker, cosine', 'more', **same(measured('speaker'))),
     ended=Merit('stopped by itself', 'more', lambda f, e: f['report']['ended']['adapter'], per_emotion('ended')),
-    drift=Merit('neutral NLL rise, nats per frame', 'less', **same(lambda f, e: f['report']['neutral_nll']['rise'])))
+    drift=Merit('neutral NLL rise, codebook 0', 'less', **same(lambda f, e: f['report']['neutral_nll']['rise'])))
 
 def emotions_of(r: Shown) -> list[str]: return [r.config['emotion']] if r.kind == 'emotion' else list(r.config.get('emotions') or [])
 
@@ -116,7 +121,7 @@ def doses(runs: list[Shown]) -> dict[str, dict]:
     "`figures.dose_figure`'s input: every dial of every run"
     return {e if r.name == e else f'{r.name}: {e}': d for r in runs for e, d in r.files['intensity'].get('emotions', {}).items()}
 
-# %% ../nbs/18d_dashboard.ipynb #483c9f05
+# %% ../nbs/18d_dashboard.ipynb #aea8cbd4
 def within(folder: Path, f: str) -> Path:
     "`f` in `folder`, refused where it lies outside"
     p = (folder/f).resolve()
@@ -141,15 +146,15 @@ def clips_of(r: Shown) -> list[dict]:  # file, text, voice, seed, system, emotio
     if lost: r.lacks.append(f'{len(lost)} of {len(out)} clips cannot be played, such as {lost[0]}')
     return [x for x in out if 'path' in x and x['path'].is_file()]
 
-FORMATS = dict(flac=('FLAC', 'PCM_16', 'audio/flac'), mp3=('MP3', 'MPEG_LAYER_III', 'audio/mpeg'))
+FORMATS = dict(flac=('FLAC', 'PCM_16', 'audio/flac', {}), mp3=('MP3', 'MPEG_LAYER_III', 'audio/mpeg', dict(compression_level=.8)))
 
 def sound_bank(clips: list[dict], codec: str = 'flac', show: bool = True) -> dict[str, str]:  # {id: base64}
     "Every different sound once; a clip's `sound` is its id. FLAC is lossless (16 bit), MP3 a sixth of the size"
-    bank, (fmt, sub, _) = {}, FORMATS[codec]
+    bank, (fmt, sub, _, how) = {}, FORMATS[codec]
     for c in tqdm(clips, desc='sound', unit='clip', disable=not show):
         x, sr = sf.read(c['path'], dtype='float32'); c['seconds'] = round(len(x)/sr, 2); c['sound'] = hashlib.sha256(x.tobytes()).hexdigest()[:12]
         if c['sound'] in bank: continue
-        sf.write(b := io.BytesIO(), np.clip(x, -1, 1), sr, format=fmt, subtype=sub); bank[c['sound']] = base64.b64encode(b.getvalue()).decode()
+        sf.write(b := io.BytesIO(), np.clip(x, -1, 1), sr, format=fmt, subtype=sub, **how); bank[c['sound']] = base64.b64encode(b.getvalue()).decode()
     return bank
 
 # %% ../nbs/18d_dashboard.ipynb #6b88565a
@@ -161,7 +166,7 @@ def first_heard(runs: list[Shown]) -> Markup:
         rows += [{'run': r.name, 'spoken by': 'base' if c['system'] == 'base' else c['emotion'], 'sentence': c['text'], 'sound': player(f"data:audio/mpeg;base64,{bank[c['sound']]}")} for c in sorted(mine, key=lambda c: c['system'] != 'base')]
     return grid(rows)
 
-# %% ../nbs/18d_dashboard.ipynb #82594b7b
+# %% ../nbs/18d_dashboard.ipynb #ca692534
 HUES = ['#D55E00', '#0072B2', '#009E73', '#CC79A7', '#B07A00', '#3F8FC4', '#7A7A7A', '#8C564B']
 def label(s) -> str: return str(s).replace('&', '&amp;').replace('<', '&lt;')
 def ends(v: list[dict], q: str) -> list: return [None if x[q] is None else abs(x[q] - x['value']) for x in v]
@@ -178,7 +183,7 @@ def merit_charts(rows: list[dict]) -> dict[str, go.Figure]:
         out[m.label] = fig.update_layout(barmode='group', yaxis_title=m.label, xaxis_title='emotion')
     return out
 
-UNITS = dict(loss='loss, nats per frame', c0='codebook 0, nats per frame', depth='other codebooks, nats per frame', lr='learning rate', grad_norm='gradient norm before clipping', speed='speed, s of audio per s', **{k: k for k in ('share of distillation', 'share of EWC')})
+UNITS = dict(loss='loss, nats', c0='codebook 0, nats per frame', depth='other codebooks, nats per code', lr='learning rate', grad_norm='gradient norm before clipping', speed='speed, s of audio per s', **{k: k for k in ('share of distillation', 'share of EWC')})
 
 def training_charts(runs: list[Shown]) -> dict[str, go.Figure]:
     "{curve: a line per run, validation as points}, and a heat map of the codebooks per run"
@@ -194,7 +199,7 @@ def training_charts(runs: list[Shown]) -> dict[str, go.Figure]:
         if c['x']: out[f'every codebook: {name}'] = go.Figure(go.Heatmap(x=c['x'], z=[smooth(b).round(4).tolist() for b in np.array(c['codebooks']).T], colorscale='Viridis', reversescale=True, colorbar=dict(title='nats'))).update_layout(xaxis_title='update', yaxis_title='codebook')
     return out
 
-# %% ../nbs/18d_dashboard.ipynb #211d2c98
+# %% ../nbs/18d_dashboard.ipynb #e4d6ef01
 def profile_charts(runs: list[Shown]) -> dict[str, go.Figure]:
     "{emotion: shift from neutral of every prosodic figure in SD of neutral speech; recordings, and a line per run}"
     out = {}
@@ -211,11 +216,12 @@ def dial_charts(runs: list[Shown]) -> dict[str, go.Figure]:
     "{figure of merit: a line over the intensity per run and emotion, with 95 % intervals}"
     out = {}
     for i, (name, d) in enumerate(doses(runs).items()):
-        for q in (d['values'][k] for k in DOSE if k in d['values']):
-            v = q['at']; out.setdefault(q['label'], go.Figure().update_layout(xaxis_title='intensity (1 = as trained)', yaxis_title=q['label'])).add_scatter(name=label(name), x=d['scales'], y=[a['value'] for a in v], mode='lines+markers', line=dict(color=HUES[i % 8]), error_y=dict(type='data', symmetric=False, array=ends(v, 'high'), arrayminus=ends(v, 'low'), thickness=1))
+        for k in DOSE:
+            if k not in d['values']: continue
+            v = d['values'][k]['at']; out.setdefault(DOSE[k], go.Figure().update_layout(xaxis_title='intensity (0: base with the mark, 1: as trained)', yaxis_title=DOSE[k])).add_scatter(name=label(name), x=d['scales'], y=[a['value'] for a in v], mode='lines+markers', line=dict(color=HUES[i % 8]), error_y=dict(type='data', symmetric=False, array=ends(v, 'high'), arrayminus=ends(v, 'low'), thickness=1))
     return out
 
-# %% ../nbs/18d_dashboard.ipynb #ff325f37
+# %% ../nbs/18d_dashboard.ipynb #0a100966
 def settings_table(runs: list[Shown], differing: bool = True) -> list[dict]:
     "A row per setting, a column per run; those that differ, or those that are the same everywhere"
     keys = [k for k in dict.fromkeys(k for r in runs for k in r.config) if k != 'out']; text = lambda r, k: 'not a setting of this run' if k not in r.config else json.dumps(r.config[k], ensure_ascii=False)
@@ -226,10 +232,10 @@ def provenance(runs: list[Shown]) -> list[dict]:
     def facts(r):
         rep, env, f = r.files['report'], r.files['environment'], r.path/'adapter/adapter_model.safetensors'; j = rep.get('judge', {})
         return {'adapter, SHA-256': sha256(f)[:16] if f.exists() else 'none', 'dataset, SHA-256': str(rep.get('dataset', ''))[:16], 'corpora and licences': '; '.join(f'{c} ({l})' for c, l in rep.get('corpus', [])), 'training clips': rep.get('clips', {}).get('target', ''),
-                "judge of the run's corpus": f"UAR {shown(j['uar_interval'])}, chance {j['chance']:.3f}" if j.get('uar_interval') else '', 'kept update': r.files['ended'].get('best_update') or r.config.get('steps', ''), **{k: env[k] for k in sorted(env)}}
+                "judge of the run's corpus": f"UAR {shown(j['uar_interval'])}, chance {j['chance']:.3f}" if j.get('uar_interval') else '', 'kept update': (r.files['ended'].get('best_update') or r.config.get('steps', '')) if r.files['ended'] else 'not finished', **{k: env[k] for k in sorted(env)}}
     all_ = {r.name: facts(r) for r in runs}; return [{'': k} | {n: str(f.get(k, '')) for n, f in all_.items()} for k in dict.fromkeys(k for f in all_.values() for k in f)]
 
-# %% ../nbs/18d_dashboard.ipynb #58e65e41
+# %% ../nbs/18d_dashboard.ipynb #a1b27700
 LOOK = '''
 body{max-width:1500px}nav a{margin-right:1rem}button,select,input{font:inherit;color:var(--text);background:var(--card);border:1px solid var(--line);border-radius:6px;padding:.25rem .6rem}button{cursor:pointer}
 button:focus-visible,select:focus-visible,input:focus-visible{outline:2px solid var(--link)}table{width:auto;font-size:14px}th button{border:0;background:none;padding:0;font-weight:600;text-align:left}th[aria-sort] button{font-weight:600}
@@ -239,14 +245,14 @@ td.text{min-width:15em;max-width:26em}thead th{position:sticky;top:0;background:
 @media print{.bar,nav,#listen,#dial,.play{display:none}.chart{break-inside:avoid}}
 '''
 DASHBOARD = '''
-<p class="soft">{{ runs|length }} runs, {{ rows|length }} rows, {{ clips }} clips. Intervals are 95 %. All numbers were computed by the runs and only read here. Base: the same model with the adapter off.</p>
+<p class="soft">{{ runs|length }} runs, {{ rows|length }} rows, {{ clips }} clips. Intervals are 95 %. Numbers are those of the runs' files; curves are smoothed and prosody is divided by the spread of neutral speech here. Base: the same model with the adapter off.</p>
 <nav><a href="#listen">Listen</a><a href="#table">Table</a><a href="#charts">Charts</a>{% if dials %}<a href="#dial">Intensity</a>{% endif %}<a href="#training">Training</a><a href="#settings">Settings</a><a href="#provenance">Provenance</a></nav>
 {% if lacks %}<details {% if lacks|length < 4 %}open{% endif %} id="lacks"><summary>Not there: {{ lacks|length }}</summary><ul>{% for name, what in lacks %}<li><b>{{ name }}</b>: {{ what }}</li>{% endfor %}</ul></details>{% endif %}
 <section id="listen"><h2>Listen</h2><div class="bar"><label>From <select id="origin"></select></label><label>Emotion <select id="emotion"></select></label><label>Sentence <input id="find" placeholder="words of it"></label><span id="count" class="soft"></span></div><div class="wide"><table><thead id="heads"></thead><tbody id="clips"></tbody></table></div><div class="bar"><button id="more">More</button></div></section>
-<h2 id="table">Table</h2><p class="soft">A heading sorts; a second press turns the order. Arrows say which way is better, 1 means that 1 is best.</p>
+<h2 id="table">Table</h2><p class="soft">A heading sorts; a second press turns the order. Arrows say which way is better; where 1 is best, the order is that of the distance from 1. More than the judge's own recall is no evidence of more.</p>
 <div class="bar"><label>Show rows with <input id="filter" placeholder="run, model or emotion"></label></div>
 <div class="wide"><table class="sort"><thead><tr>{% for k in ("run", "model", "emotion") %}<th><button>{{ k }}</button></th>{% endfor %}{% for m in merits.values() %}<th><button>{{ m.label }}{{ {"more": " \u2191", "less": " \u2193", "one": " \u2192 1"}.get(m.better, "") }}</button></th>{% endfor %}</tr></thead><tbody>
-{% for r in rows %}<tr>{% for k in ("run", "model", "emotion") %}<td data-v="{{ r[k] }}">{{ r[k] }}</td>{% endfor %}{% for k in merits %}{% set v = r[k] %}{% if v %}<td class="num" data-v="{{ v.value }}">{{ "%.2f"|format(v.value) }}{% if v.low is not none and v.high is not none %} <small>[{{ "%.2f"|format(v.low) }}, {{ "%.2f"|format(v.high) }}]</small>{% endif %}</td>{% else %}<td class="none" title="not measured in this run">not measured</td>{% endif %}{% endfor %}</tr>
+{% for r in rows %}<tr>{% for k in ("run", "model", "emotion") %}<td data-v="{{ r[k] }}">{{ r[k] }}</td>{% endfor %}{% for k in merits %}{% set v = r[k] %}{% if v %}<td class="num" data-v="{{ (v.value - 1)|abs if merits[k].better == 'one' else v.value }}">{{ "%.2f"|format(v.value) }}{% if v.low is not none and v.high is not none %} <small>[{{ "%.2f"|format(v.low) }}, {{ "%.2f"|format(v.high) }}]</small>{% endif %}</td>{% else %}<td class="none" title="not measured in this run">not measured</td>{% endif %}{% endfor %}</tr>
 {% endfor %}</tbody></table></div>
 {% macro chart(id, title) %}<h2 id="{{ id }}">{{ title }}</h2><div class="bar"><label>Show <select data-chart="{{ id }}"></select></label></div><div class="chart" id="plot-{{ id }}" role="img" aria-label="{{ title }}"></div>{% endmacro %}
 {{ chart("charts", "Charts") }}
@@ -339,8 +345,8 @@ for (const s of document.querySelectorAll('select[data-chart]')) {
 matchMedia('(prefers-color-scheme: dark)').onchange = () => Object.keys(plots).forEach(chart); onbeforeprint = () => document.querySelectorAll('select[data-chart]').forEach(s => D.charts[s.dataset.chart] && Object.keys(D.charts[s.dataset.chart]).length && chart(s.dataset.chart));
 """
 
-# %% ../nbs/18d_dashboard.ipynb #92dad960
-ALONE = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; media-src blob:"
+# %% ../nbs/18d_dashboard.ipynb #535d1fc1
+ALONE = "default-src 'none'; base-uri 'none'; form-action 'none'; script-src {0}; style-src 'unsafe-inline'; img-src data: blob:; media-src blob:"
 TAIL = '''{% for id, text in bank.items() %}<script type="text/plain" id="s{{ id }}">{{ text }}</script>
 {% endfor %}<script type="application/json" id="data">{{ data }}</script><script>{{ plotly }}</script><script>{{ script }}</script>'''
 
@@ -351,5 +357,5 @@ def dashboard(folders: list[str|Path], out: str|Path = 'dashboard.html', sound: 
     runs = read_runs(folders); rows = merit_rows(runs); clips = [c for r in runs for c in clips_of(r)]; bank = sound_bank(clips, sound, show); plots = dict(charts=merit_charts(rows), dose=dial_charts(runs), profile=profile_charts(runs), training=training_charts(runs)); lacks = lacking(runs).to_numpy().tolist()
     data = dict(mime=FORMATS[sound][2], clips=[{k: v for k, v in c.items() if k not in ('path', 'file')} for c in clips], charts={k: {n: json.loads(f.update_layout(template='none').to_json()) for n, f in v.items()} for k, v in plots.items()})
     body = render(DASHBOARD, runs=runs, rows=rows, merits=MERITS, clips=len(clips), lacks=lacks, dials=plots['dose'], profiles=plots['profile'], differ=settings_table(runs), same=settings_table(runs, False), facts=provenance(runs))
-    tail = render(TAIL, bank=bank, data=Markup(json.dumps(data, ensure_ascii=False).replace('<', '\\u003c')), plotly=Markup(get_plotlyjs()), script=Markup(SCRIPT)); f = atomic_write(out, render(PAGE, title=title, policy=ALONE, sheet=Markup(SHEET + LOOK), body=body + tail))
+    tail = render(TAIL, bank=bank, data=Markup(json.dumps(data, ensure_ascii=False).replace('<', '\\u003c')), plotly=Markup(get_plotlyjs()), script=Markup(SCRIPT)); f = atomic_write(out, render(PAGE, title=title, policy=Markup(ALONE.format(' '.join(f"'sha256-{base64.b64encode(hashlib.sha256(t.encode()).digest()).decode()}'" for t in (get_plotlyjs(), SCRIPT)))), sheet=Markup(SHEET + LOOK), body=body + tail))
     return dict(path=f, megabytes=round(Path(f).stat().st_size/1e6, 1), runs=len(runs), clips=len(clips), lacks=lacks)

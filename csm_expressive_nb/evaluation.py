@@ -14,22 +14,22 @@ from .stats import bootstrap, wilson
 from .metrics import PROSODY, Utterance, measure, prosody, status
 from .judge import Judge, against_others
 
-# %% ../nbs/12_evaluation.ipynb #d701e695
+# %% ../nbs/12_evaluation.ipynb #cd13ecaf
 GAPS = dict(f0=('F0, semitones', lambda r: 12*np.log2(r['f0'])), energy=('level, dB', lambda r: r['energy']), rate=('rate, log2', lambda r: np.log2(r['rate'])))
 
-def prosody_gap(base: list[dict], adapter: list[dict], neutral: list[dict], emotional: list[dict], sentences=None) -> dict:
-    "Per figure: corpus shift (neutral to emotion), sample shift (base to adapter), and their ratio with an interval over sentences"
+def prosody_gap(base: list[dict], adapter: list[dict], neutral: list[dict], emotional: list[dict], clusters: list|None = None) -> dict:
+    "Per figure: corpus shift (neutral to emotion; taken as exact), sample shift (base to adapter), and their ratio; intervals over `clusters`, lists of the sentence and the voice of every sample"
     out = {}
     for k, (unit, f) in GAPS.items():
         target = np.nanmean([f(r) for r in emotional]) - np.nanmean([f(r) for r in neutral])
-        d = np.array([f(a) - f(b) for a, b in zip(adapter, base)]); ok = ~np.isnan(d)
-        s = bootstrap(d[ok], None if sentences is None else np.array(sentences)[ok])
+        d = np.array([f(a) - f(b) for a, b in zip(adapter, base)]); ok = np.isfinite(d)
+        s = bootstrap(d[ok], None if clusters is None else [np.array(c)[ok] for c in clusters])
         share = {q: round(s[q]/target, 4) if target and s[q] is not None else None for q in ('value', 'low', 'high')}
         if share['low'] is not None and share['low'] > share['high']: share['low'], share['high'] = share['high'], share['low']
         out[k] = dict(unit=unit, corpus_shift=round(float(target), 4), shift=s, share=share | {'n': int(ok.sum())}, unvoiced=int((~ok).sum()))
     return out
 
-# %% ../nbs/12_evaluation.ipynb #579d7d13
+# %% ../nbs/12_evaluation.ipynb #ab031530
 CURVES = dict(f0=lambda r: 12*np.log2(r['f0']), rate=lambda r: np.log2(r['rate']))       # the others are used as they are
 
 def profile(sets: dict[str, list[dict]], neutral: list[tuple[str, dict]], emotional: list[tuple[str, dict]], sentences: list[str], voices: list) -> dict:  # per figure: neutral_sd, recordings_sd, and {value, low, high} of recordings and of every set
@@ -37,11 +37,11 @@ def profile(sets: dict[str, list[dict]], neutral: list[tuple[str, dict]], emotio
     out = {}
     for k in sets['base'][0]:
         f = CURVES.get(k, lambda r: r[k]); own = {s: np.nanmean([f(r) for w, r in neutral if w == s]) for s in {s for s, _ in neutral}}; apart = lambda rows: np.array([f(r) - own.get(s, np.nan) for s, r in rows], float)
-        people, calm = apart(emotional), apart(neutral); ok = ~np.isnan(people); base = np.array([f(r) for r in sets['base']], float)
+        people, calm = apart(emotional), apart(neutral); ok = np.isfinite(people); base = np.array([f(r) for r in sets['base']], float)
         if not ok.any() or not np.nanstd(calm) > 1e-9: continue
         out[k] = dict(neutral_sd=round(float(np.nanstd(calm)), 4), recordings_sd=round(float(np.nanstd(people)), 4), recordings=bootstrap(people[ok], [[s for (s, _), o in zip(emotional, ok) if o]]))
         for name, rows in sets.items():
-            d = np.array([f(r) for r in rows], float) - base; ok = ~np.isnan(d)
+            d = np.array([f(r) for r in rows], float) - base; ok = np.isfinite(d)
             if name != 'base': out[k][name] = bootstrap(d[ok], [np.array(sentences)[ok], np.array(voices)[ok]]) if ok.any() else dict(value=None, low=None, high=None)
     return out
 
@@ -56,10 +56,10 @@ def heard_drift(base: list, tuned: list, n: int = 24, rows: tuple|None = None) -
     out |= {k: paired([r.get(k, np.nan) for r in rows[:n]], [r.get(k, np.nan) for r in rows[n:]], base[:n]) for k in names if k not in out}
     out |= {k: paired(*([f(r) for r in x] for x in sound), base) for k, (_, f) in GAPS.items()}; return out | dict(stop_failures={k: wilson(sum(not s.ended for s in v), len(v)) for k, v in (('base', base), ('tuned', tuned))})
 
-# %% ../nbs/12_evaluation.ipynb #7e93e457
+# %% ../nbs/12_evaluation.ipynb #e7a9f4d1
 def features(sets: dict[str, list]) -> tuple[list, list, list]:  # (utterances, prosody and voice activity of each, features for a judge)
-    "Every clip of the sets of `Speech` relative to its voice in the set 'base', in order; a clip and its twin in the base share one reference"
-    us = [Utterance(s.audio, s.text, str(s.role), system=k) for k, v in sets.items() for s in v]; rows, _ = measure(us, dict(prosody={}, vad={}), show=False); calm = {v: [i for i, u in enumerate(us) if u.system == 'base' and u.voice == v] for v in {u.voice for u in us}}
+    "Every clip of the sets of `Speech` relative to its voice in the sets 'base' and, where there is one, 'near' (more of the base's clips), in order; a clip and its twin in the base share one reference"
+    us = [Utterance(s.audio, s.text, str(s.role), system=k) for k, v in sets.items() for s in v]; rows, _ = measure(us, dict(prosody={}, vad={}), show=False); calm = {v: [i for i, u in enumerate(us) if u.system in ('base', 'near') and u.voice == v] for v in {u.voice for u in us}}
     return us, rows, against_others(rows, [u.voice for u in us], calm, twins(sets))
 
 def twins(sets: dict[str, list]) -> list[int]:

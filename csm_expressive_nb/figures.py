@@ -48,7 +48,7 @@ def shares(card: dict) -> np.ndarray:
     "Confusion counts of a judge's card as shares of each row"
     return np.array(card['confusion'], float)/np.maximum(1, [[card['count'].get(e, 0)] for e in card['emotions']])
 
-# %% ../nbs/13_figures.ipynb #aaf652cc
+# %% ../nbs/13_figures.ipynb #0d4555a1
 def smooth(y: np.ndarray, n: int = 15) -> np.ndarray:
     "Mean of the last `n` values"
     c = np.cumsum(np.insert(np.asarray(y, float), 0, 0.)); i = np.arange(1, len(y) + 1); a = np.maximum(0, i - n); return (c[i] - c[a])/(i - a)
@@ -64,10 +64,10 @@ def curves_of(run) -> dict[str, list]:
 @drawn
 def training_curves(run):
     "Losses with validation, codebooks, learning rate, gradient norm, speed and shares of the terms over updates"
-    c = curves_of(run); x = c['x']; fig, ((a, k, s), (l, g, t)) = plt.subplots(2, 3, figsize=(10.5, 4.6)); nats = 'NLL, nats per frame'
-    for q, colour, label in (('loss', HUMAN, 'loss'), ('c0', BASE, 'codebook 0'), ('depth', ADAPTER, 'other codebooks')):
+    c = curves_of(run); x = c['x']; fig, ((a, k, s), (l, g, t)) = plt.subplots(2, 3, figsize=(10.5, 4.6)); nats = 'NLL, nats per code'
+    for q, colour, label in (('loss', HUMAN, 'loss'), ('c0', BASE, 'codebook 0'), ('depth', ADAPTER, 'others, mean of a code')):
         a.plot(x, c[q], c=colour, lw=1, label=label); a.plot(c['validation_x'], c[f'validation_{q}'], 'o:', c=colour, ms=3, lw=1)
-    a.set(ylabel=nats, title='training, validation dotted'); a.legend(fontsize=7, ncols=3, loc='upper right', columnspacing=1); a.set_ylim(0, 1.3*max(c['loss'], default=1))
+    a.set(ylabel='nats', title='training; dotted: validation, without further terms'); a.legend(fontsize=7, ncols=3, loc='upper right', columnspacing=1); a.set_ylim(0, 1.3*max([y for q in ('loss', 'c0', 'depth') for y in c[q] + c[f'validation_{q}']], default=1))
     books = np.array([smooth(b) for b in np.array(c['codebooks'], float).reshape(len(x), -1).T]); im = k.imshow(books, aspect='auto', interpolation='nearest', cmap='viridis_r', extent=[.5, len(x) + .5, len(books) - .5, -.5]) if len(x) else None
     k.grid(False); k.set(ylabel='codebook', title='every codebook, mean of 15 updates'); fig.colorbar(im, ax=k, label=nats) if im else None
     l.plot(x, c['lr'], c='k', lw=1); l.set(ylabel='learning rate'); g.plot(x, c['grad_norm'], c='k', lw=1); g.axhline(run.cfg.clip, c=HUMAN, ls='--', lw=.8); g.set(ylabel='gradient norm', title=f'before clipping at {run.cfg.clip:g}')
@@ -209,7 +209,7 @@ def evaluation_figure(result: dict):
     h, l = axes[0, 0].get_legend_handles_labels(); fig.legend(h, l, loc='outside lower center', ncols=4)
     return fig
 
-# %% ../nbs/13_figures.ipynb #311cb839
+# %% ../nbs/13_figures.ipynb #73b49679
 @drawn
 def retention_figure(t, gains: dict[str, str], drift: str = 'drift'):
     "A panel per gain (column of `retention.compared`: label): arms with 95 % intervals, and the scaling line of plain LoRA"
@@ -221,12 +221,12 @@ def retention_figure(t, gains: dict[str, str], drift: str = 'drift'):
         for i, a in enumerate(trained):
             x, y = t[drift][a], t[g][a]; bar = lambda s: None if s['low'] is None else [[s['value'] - s['low']], [s['high'] - s['value']]]
             ax.errorbar(x['value'], y['value'], xerr=bar(x), yerr=bar(y), fmt='os^vDPX*<>hd'[i % 12], color=colours[i], ms=6, lw=.8, capsize=2, label=a, zorder=2)
-        ax.set(xlabel='drift: NLL rise of held-out neutral speech, nats per frame', ylabel=label)
+        ax.set(xlabel='drift: NLL rise of held-out neutral speech, codebook 0, nats per frame', ylabel=label)
     h, l = axes[0, -1].get_legend_handles_labels(); fig.legend(h, l, loc='outside right center', fontsize=8)
     return fig
 
-# %% ../nbs/13_figures.ipynb #a657e32b
-DOSE = dict(judged='judged as asked', odds='log odds, change from the base', f0='F0 shift, semitones', energy='level shift, dB', rate='rate shift, log2', words='sentence recognised', ended='stopped by itself', drift='neutral speech: NLL rise, nats')
+# %% ../nbs/13_figures.ipynb #54c32a84
+DOSE = dict(judged='judged as asked', odds='log odds, change from the base', f0='F0 shift, semitones', energy='level shift, dB', rate='rate shift, log2', words='sentence recognised', ended='stopped by itself', drift='neutral speech: NLL rise, codebook 0')
 
 @drawn
 def dose_figure(doses: dict[str, dict]):

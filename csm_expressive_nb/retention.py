@@ -140,8 +140,8 @@ def verdicts(t: pd.DataFrame) -> dict[str, str]:
     say = lambda s: 'one seed has no interval' if s['low'] is None else 'above the scaling line' if s['low'] > 0 and s['p'] < .05 else 'below the scaling line' if s['high'] < 0 and s['p'] < .05 else 'not above the scaling line'
     return {a: f"{say(r.above)}: {shown(r.above, 2, '+')} at its drift of {r.drift['value']:+.3f}, p {p_shown(r.above['p'])}" for a, r in t.iterrows() if a != 'LoRA' and not a.startswith('LoRA x')}
 
-# %% ../nbs/18b_retention.ipynb #93ae6025
-COLUMNS = dict(drift='drift, nats per frame', odds='gain, log odds', fall='gain, NLL fall', judged='judged as the emotion', leak='unmarked: log odds', words='sentence recognised', above='above the line', below='drift saved')
+# %% ../nbs/18b_retention.ipynb #f3beb74b
+COLUMNS = dict(drift='drift, codebook 0, nats per frame', odds='gain, log odds', fall='gain, NLL fall', judged='judged as the emotion', leak='unmarked: log odds', words='sentence recognised', above='above the line', below='drift saved')
 
 def shown_table(t: pd.DataFrame) -> pd.DataFrame:
     "`compared` for readers: value [low, high]; the last column is the adjusted p"
@@ -150,8 +150,8 @@ def shown_table(t: pd.DataFrame) -> pd.DataFrame:
 def conclusion(t: pd.DataFrame, gain: str = 'odds') -> str:
     "The verdict of every arm as Markdown, the arms furthest above the line first"
     v = verdicts(t); up = [a for a, x in v.items() if x.startswith('above')]; plain, unit = t.loc['LoRA'], dict(odds='log odds', fall='nats per frame')[gain]
-    head = f"Plain LoRA gains {shown(plain[gain])} {unit} and loses {shown(plain.drift)} nats per frame of neutral speech. " + (f"Above the scaling line at the 5 % level, after correction for {len(v)} arms: **{', '.join(up)}**." if up else f'**No arm is above the scaling line** at the 5 % level after correction for {len(v)} arms.')
-    return head + f" Gain above the line at the arm's own drift, {unit}:\n\n" + '\n'.join(f'- {a}: {x}' for a, x in sorted(v.items(), key=lambda p: -t.above[p[0]]['value']))
+    head = f"Plain LoRA gains {shown(plain[gain])} {unit}" + (f", of which {shown(t.loc['LoRA x 0'][gain])} come from the mark alone (scale 0)," if 'LoRA x 0' in t.index and gain == 'odds' else '') + f" and loses {shown(plain.drift)} nats per frame of neutral speech (codebook 0). " + (f"Above the scaling line at the 5 % level, after correction for {len(v)} arms: **{', '.join(up)}**." if up else f'**No arm is above the scaling line** at the 5 % level after correction for {len(v)} arms.')
+    return head + f" Gain above the line at the arm's own drift, {unit} (p is adjusted, intervals are not):\n\n" + '\n'.join(f'- {a}: {x}' for a, x in sorted(v.items(), key=lambda p: -t.above[p[0]]['value']))
 
 def health(run: Run) -> pd.DataFrame:
     "A row per arm and seed with a penalty: the Fisher's health, the calibrated weight, and the penalty at the end"

@@ -190,19 +190,19 @@ def judge_of(ds: Dataset) -> tuple[Judge, list[dict]]:  # with its card, and pro
     a, j = sides(ds); judge = Judge().fit(relative_table(j, prosody_table(ds, j)), [c.emotion for c in j], j); mine = prosody_table(ds, a)
     judge.cards = {'speakers it never heard, same corpus': card_on(judge, relative_table(a, mine), [c.emotion for c in a], [f'{c.corpus}/{c.speaker}' for c in a])}; return judge, mine
 
-# %% ../nbs/15_road.ipynb #922d776e
+# %% ../nbs/15_road.ipynb #1281b04f
 def measure(cfg, run: Run, lora, processor, data: Data, speech: dict) -> dict:
     "Everything `report.json` states, from sound and codes made in this run"
     judge, mine = judge_of(data.ds); card, = judge.cards.values(); save(judge, run/'judge.json')
     sets = judge_samples(speech, judge, dict.fromkeys(speech, cfg.emotion), ['base', 'adapter'], evaluation_sentences())
-    people = lambda e: [(f'{c.corpus}/{c.speaker}', r) for c, r in zip(data.adapter, mine) if c.emotion == e]; rows = lambda e: [r for _, r in people(e)]
+    people = lambda e: [(f'{c.corpus}/{c.speaker}', r) for c, r in zip(data.adapter, mine) if c.emotion == e]; rows = lambda e: [r for _, r in people(e)]; clusters = [[s.text for s in speech['base']], [s.role for s in speech['base']]]
     return dict(
         judge=card, judged_as_target={k: s['target'] for k, s in sets.items()}, said={k: s['said'] for k, s in sets.items()},
         words_recognised={k: sets[k]['words'] for k in ('base', 'adapter')}, words_candidates=len(evaluation_sentences()), ended={k: s['ended'] for k, s in sets.items()},
         prosody={k: {q: round(float(np.nanmean([r[q] for r in s['rows']])), 4) for q in s['rows'][0]} for k, s in sets.items()},
-        gap=prosody_gap(sets['base']['rows'], sets['adapter']['rows'], rows('neutral'), rows(cfg.emotion), [s.text for s in speech['base']]),
-        leak=prosody_gap(sets['base']['rows'], sets['adapter_unmarked']['rows'], rows('neutral'), rows(cfg.emotion), [s.text for s in speech['base']]),
-        profile=profile({k: sets[k]['rows'] for k in ('base', 'adapter', 'adapter_unmarked')}, people('neutral'), people(cfg.emotion), [s.text for s in speech['base']], [s.role for s in speech['base']]),
+        gap=prosody_gap(sets['base']['rows'], sets['adapter']['rows'], rows('neutral'), rows(cfg.emotion), clusters),
+        leak=prosody_gap(sets['base']['rows'], sets['adapter_unmarked']['rows'], rows('neutral'), rows(cfg.emotion), clusters),
+        profile=profile({k: sets[k]['rows'] for k in ('base', 'adapter', 'adapter_unmarked')}, people('neutral'), people(cfg.emotion), *clusters),
         neutral_nll=drift(lora, data.heldout), neutral_kl=drift_kl(lora, data.heldout), neutral_heard=heard_drift(speech['base'], speech['adapter_unmarked'], rows=(sets['base']['rows'], sets['adapter_unmarked']['rows'])), emotion_nll=drift(lora, data.unseen),
         clips=dict(adapter=len(data.adapter), judge=len(data.judge), target=len(data.target), validation=len(data.validation), unseen=len(data.unseen), without_text=sum(not c.text for c in data.ds.clips)), voices=data.voices, dataset=data.ds.info['hash'])
 
@@ -221,7 +221,7 @@ def keep_samples(cfg, run: Run, lora, processor, data: Data, n: int = 4) -> list
         out.append(d)
     return out
 
-# %% ../nbs/15_road.ipynb #cf67115c
+# %% ../nbs/15_road.ipynb #83041fd6
 def write_figures(cfg, run: Run, report: dict) -> list:
     "The report's figures as PNG in `figures/`; returns them for display"
     audio = lambda d, k: sf.read(run.path/d[k]['file'], dtype='float32')[0]
@@ -243,9 +243,9 @@ def summary(cfg, r: dict) -> list[tuple]:  # (what, base, adapter, remark)
     rows += [(f'unmarked neutral text: {v}', d, '', '') if isinstance(d := heard[k], str) else (f'unmarked neutral text: {v}', f"{d['base']:.2f}", f"{d['tuned']:.2f}", f"change {f(d['change'])}") for k, v in label.items()]
     rows += [('unmarked neutral text: did not stop', f(heard['stop_failures']['base']), f(heard['stop_failures']['tuned']), '')]
     if 'ewc' in r: x, h = r['ewc'], r['ewc']['fisher']; rows += [('EWC: penalty over task loss at the end', '', f"{x['penalty_ratio']:.3f}", f"Fisher: halves of {h['clips']} utterances correlate {h['split_half']:.2f} (.8 wanted), largest layer {max(h['layers'].values()):.0%} of the trace" if h else 'L2: no Fisher')]
-    return rows + [('neutral speech, held out: NLL', f"{n['base']:.2f}", f"{n['adapter']:.2f}", f"rise {f(n['rise'])} nats per frame: what the base lost"),
+    return rows + [('neutral speech, held out: NLL of codebook 0', f"{n['base']:.2f}", f"{n['adapter']:.2f}", f"rise {f(n['rise'])} nats per frame: what the base lost"),
                    ('neutral speech, held out: KL(base || adapter)', '0', f"{r['neutral_kl']['c0']:.3f}", 'nats per frame, codebook 0; ' + ', '.join(f'{k} {v:.3f}' for k, v in r['neutral_kl'].items() if k != 'c0')),
-                   (f'{cfg.emotion} recordings, unheard speakers: NLL', f"{e['base']:.2f}", f"{e['adapter']:.2f}", f"change {f(e['rise'])} nats per frame")]
+                   (f'{cfg.emotion} recordings, unheard speakers: NLL of codebook 0', f"{e['base']:.2f}", f"{e['adapter']:.2f}", f"change {f(e['rise'])} nats per frame")]
 
 EMOTION_PAGE = '''
 <p>Adapter for <b>{{ model }}</b>, trained on {{ report.clips.target }} clips of <b>{{ source }}</b> for {{ cfg.steps }} updates, rehearsal {{ cfg.rehearsal }}, distillation {{ cfg.distillation }}, EWC {{ cfg.ewc }}, seed {{ cfg.seed }}{% if cfg.base %}, from the general stage {{ base }}{% endif %}.

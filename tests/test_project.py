@@ -1,6 +1,8 @@
 "What the chapters cannot test about themselves: the notebooks as files, papermill, and the adapter without our code."
-import configparser, hashlib, json, re, subprocess, sys
+import configparser, json, re, subprocess, sys
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -29,9 +31,9 @@ def test_report_notebooks_have_one_parameters_cell_and_no_logic(p):
 def test_stored_outputs_belong_to_the_committed_code():
     "`.ci/execute` writes the hash of the code it ran; a cell changed since then has a stale output below it"
     done = json.loads((ROOT/'nbs/results/executed.json').read_text()); kept = [p for p in NBS if any(c.get('outputs') for c in cells(p))]; assert len(kept) > 30
-    code = lambda p: hashlib.sha256('\n\0'.join(src(c) for c in cells(p) if c['cell_type'] == 'code').encode()).hexdigest()[:16]
+    load = SourceFileLoader('execute', str(ROOT/'.ci/execute')); tool = ModuleType('execute'); tool.__file__ = str(ROOT/'.ci/execute'); load.exec_module(tool); code = lambda p: tool.code_hash(cells(p))
     stale = [str(p.relative_to(ROOT)) for p in kept if done.get(str(p.relative_to(ROOT/'nbs')), {}).get('code') != code(p)]; assert not stale, f'run .ci/execute {" ".join(stale)}'
-    modules = hashlib.sha256(b'\0'.join(p.read_bytes() for p in sorted((ROOT/'csm_expressive_nb').rglob('*.py')) if p.name != '_modidx.py')).hexdigest()[:16]; older = [n for n, d in done.items() if d['package'] != modules]; print('executed before the last change of the package:', ', '.join(older) or 'none')
+    modules = tool.package_hash(); older = [n for n, d in done.items() if d['package'] != modules]; print('executed before the last change of the package:', ', '.join(older) or 'none')
 
 def test_modules_import_only_from_smaller_numbers():
     number = {}
