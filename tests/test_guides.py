@@ -84,7 +84,7 @@ def test_every_command_can_be_parsed():
 # ---- running them
 
 SMALL = dict(emotion='--steps 2 --set sentences=8 --set batch=4 --set rank=4 --set validate_every=0 --set ewc_clips=8 --set ewc_pilot=2', finetune='--steps 2 --set sentences=4 --set batch=4 --set rank=4 --set validate_every=2 --set sample_every=0 --set "emotions=[neutral, sad]"',
-             evaluate='--sentences 4 --seeds 1 --contexts 0 --recordings 2 --jobs 1 --metrics stopped,vad', listening='--pairs 2')
+             evaluate='--sentences 4 --seeds 1 --contexts 0 --recordings 2 --jobs 1 --metrics stopped,vad', listening='--pairs 2', intensity='--scales 0,1 --sentences 4')
 NOTEBOOK = {'20_emotion': dict(steps=2, sentences=8, batch=4, rank=4, validate_every=0)}
 
 def recordings(folder: str, speakers: dict, emotions: dict, n: int = 2, skip: int = 0, table: bool = True):
@@ -159,8 +159,8 @@ def place(tmp_path, monkeypatch):
     for f in ('corpus.csv', 'statements.csv'): (recordings_at/f).write_bytes((assets('corpus')/f).read_bytes())
     for c in CORPUS.clips:
         if c.emotion in ('neutral', 'sad', 'angry') and c.speaker in odd and c.sentence == '03': f = recordings_at/c.source; f.parent.mkdir(exist_ok=True); f.symlink_to(CORPUS.path(c))
-    short, pools, keep = partial(road.speak, max_frames=10), road.neutral_pools, road.keep_samples
-    monkeypatch.setattr(road, 'speak', short); [monkeypatch.setattr(m, 'speak', short) for m in (expressive, protocol)]; monkeypatch.setattr(road, 'keep_samples', lambda *a: keep(*a, n=1))
+    short, pools = partial(road.speak, max_frames=10), road.neutral_pools
+    monkeypatch.setattr(road, 'speak', short); [monkeypatch.setattr(m, 'speak', short) for m in (expressive, protocol)]
     few = lambda *a: tuple(p[:24] for p in pools(*a)); monkeypatch.setattr(road, 'neutral_pools', few); full, sets, first = road.measure, road.sample_sets, []
     def measure(cfg, *a):
         first[:] = first or [(cfg.emotion, json.dumps(full(cfg, *a)))]; e, r = first[0]; return json.loads(r.replace(f'"{e}"', f'"{cfg.emotion}"') if cfg.emotion not in r else r)
