@@ -13,17 +13,24 @@ from pathlib import Path
 import librosa, numpy as np, pyworld, soundfile as sf, soxr
 from pydantic import BaseModel, ConfigDict, Field
 
-# %% ../nbs/01_audio.ipynb #088f0ac4
+# %% ../nbs/01_audio.ipynb #1bec0823
 SR = 24_000          # Mimi's rate, and the embedded codec's
 
 REASONS = dict(
-    empty='0 bytes: copy or download the file again', header_only='a header and no samples: download again', truncated='fewer samples than the header claims: download again',
-    too_short='under a tenth of a second', lfs_pointer='a Git LFS pointer, not audio: run `git lfs pull` in the clone, or let `csm_expressive prepare` download it', silent='digital silence',
-    decode_error='no decoder reads it: download again, or convert it to WAV or FLAC', wrong_format='a compressed or video copy, or a container whose completeness cannot be checked: use WAV or FLAC',
-    wrong_rate='not at the publisher\'s sampling rate: a re-encoded copy', hash_mismatch='not the published bytes: a re-encoded or edited copy (`--verify off` accepts it)',
-    wrong_name='the name does not follow the publisher\'s grammar', wrong_channel='song or video, not speech audio', folder_mismatch='the name names another speaker or emotion than the folder',
-    unknown_emotion='a label outside neutral, calm, happy, sad, angry, fearful, disgust, surprised; an emotion of your own is named when the folder is prepared (--own)', unlisted='the table of the corpus has no row for it', duplicate='the same bytes as another clip',
-    contradicting_duplicate='the same bytes under two labels: nobody can know which one is right', clipped='more samples at full scale than `max_clipped` allows',
+    empty='0 bytes: copy or download the file again', header_only='a header and no samples: download again',
+    truncated='fewer samples than the header claims: download again',
+    too_short='under a tenth of a second',
+    lfs_pointer='a Git LFS pointer, not audio: run `git lfs pull` in the clone, or let `csm_expressive prepare` download it', silent='digital silence',
+    decode_error='no decoder reads it: download again, or convert it to WAV or FLAC',
+    wrong_format='a compressed or video copy, or a container whose completeness cannot be checked: use WAV or FLAC',
+    wrong_rate='not at the publisher\'s sampling rate: a re-encoded copy',
+    hash_mismatch='not the published bytes: a re-encoded or edited copy (`--verify off` accepts it)',
+    wrong_name='the name does not follow the publisher\'s grammar', wrong_channel='song or video, not speech audio',
+    folder_mismatch='the name names another speaker or emotion than the folder',
+    unknown_emotion='a label outside neutral, calm, happy, sad, angry, fearful, disgust, surprised; an emotion of your own is named when the folder is '
+                    'prepared (--own)', unlisted='the table of the corpus has no row for it', duplicate='the same bytes as another clip',
+    contradicting_duplicate='the same bytes under two labels: nobody can know which one is right',
+    clipped='more samples at full scale than `max_clipped` allows',
     low_agreement='fewer listeners heard the intended emotion than `min_agreement` asks', missing='listed in the table, not on disk',
     not_audio='no recording', over_cap='left out by the balance', other_split='its sentence belongs to another split than its speaker')
 
@@ -33,7 +40,7 @@ class AudioError(ValueError):
         assert reason in REASONS, reason
         self.reason, self.detail, self.facts = reason, detail, facts or {}; super().__init__(f'{reason}: {detail or REASONS[reason]}')
 
-# %% ../nbs/01_audio.ipynb #eed7949a
+# %% ../nbs/01_audio.ipynb #59ee1251
 def wav_data_bytes(data: bytes) -> tuple[int, int]:  # (claimed, present)
     "Size of a WAV's `data` chunk as its header claims it, and as it is there"
     i = 12
@@ -47,14 +54,15 @@ def check_bytes(data: bytes):
     "Raise `AudioError` for empty files, Git LFS pointers, bare headers, truncated WAV and Ogg, and containers that hide truncation"
     if not data: raise AudioError('empty')
     if data.startswith(b'version https://git-lfs'): raise AudioError('lfs_pointer')
-    if data[:4] in (b'FORM', b'RF64', b'.snd', b'riff', b'caff'): raise AudioError('wrong_format', 'AIFF, RF64, AU, W64 and CAF do not show when they are torn: convert to WAV or FLAC')
+    if data[:4] in (b'FORM', b'RF64', b'.snd', b'riff', b'caff'):
+        raise AudioError('wrong_format', 'AIFF, RF64, AU, W64 and CAF do not show when they are torn: convert to WAV or FLAC')
     if data[:4] == b'OggS' and not data[data.rfind(b'OggS') + 5] & 4: raise AudioError('truncated', 'the last Ogg page is missing')
     if data[:4] == b'RIFF':
         claimed, present = wav_data_bytes(data)
         if present == 0: raise AudioError('header_only')
         if present < claimed: raise AudioError('truncated', f'{present} of {claimed} bytes of samples')
 
-# %% ../nbs/01_audio.ipynb #8365dc56
+# %% ../nbs/01_audio.ipynb #f788747e
 def decode(data: bytes) -> tuple[np.ndarray, dict]:  # (float32 mono [n] at its own rate, dict(seconds, rate, channels, peak, clipped))
     "Checked samples of any format libsndfile reads, and what they are like; raises `AudioError` with a reason"
     check_bytes(data)
@@ -69,7 +77,9 @@ def decode(data: bytes) -> tuple[np.ndarray, dict]:  # (float32 mono [n] at its 
     if peak == 0 or np.abs(y).max() < 1e-6: raise AudioError('silent')
     return y, dict(seconds=len(x)/rate, rate=rate, channels=x.shape[1], peak=peak, clipped=int((np.abs(x) >= 32767/32768).any(1).sum()))
 
-def resample(x: np.ndarray, rate: int, sr: int = SR) -> np.ndarray: return x if rate == sr else soxr.resample(x, rate, sr, 'HQ').astype(np.float32)
+def resample(x: np.ndarray, rate: int, sr: int = SR) -> np.ndarray:
+    "`x` [samples] at `rate` as `sr`, both Hz (soxr, high quality)"
+    return x if rate == sr else soxr.resample(x, rate, sr, 'HQ').astype(np.float32)
 
 def load(path: str|Path, sr: int = SR) -> np.ndarray:  # float32 mono [n]
     "A checked recording at `sr` Hz"
@@ -114,7 +124,7 @@ def median_f0(x: np.ndarray, speed: int = 4) -> float|None:
     "Median over voiced frames in Hz; None under 100 ms of voice. DIO runs on every `speed`-th sample: a statistic over a corpus is worth no more"
     f0 = f0_track(x, speed)[0]; v = f0[f0 > 0]; return round(float(np.median(v)), 2) if len(v) >= 10 else None
 
-# %% ../nbs/01_audio.ipynb #26d6939f
+# %% ../nbs/01_audio.ipynb #e5abb09c
 class Augment(BaseModel):
     "Largest change of each kind; a draw is uniform within it, zero is off"
     model_config = ConfigDict(extra='forbid', frozen=True)
@@ -129,10 +139,13 @@ def change(x: np.ndarray, semitones: float = 0., rate: float = 1., gain_db: floa
     if semitones: x = PitchShift(min_semitones=semitones, max_semitones=semitones, p=1.)(x, SR)
     if rate != 1: x = TimeStretch(min_rate=rate, max_rate=rate, leave_length_unchanged=False, p=1.)(x, SR)
     if gain_db: x = x*np.float32(10**(gain_db/20))
-    if snr_db: x = torchaudio.functional.add_noise(torch.from_numpy(x), torch.randn(len(x), generator=torch.Generator().manual_seed(seed)), torch.tensor(snr_db)).numpy()
+    if snr_db:
+        x = torchaudio.functional.add_noise(torch.from_numpy(x), torch.randn(len(x), generator=torch.Generator().manual_seed(seed)),
+                                            torch.tensor(snr_db)).numpy()
     return x
 
 def draw(a: Augment, seed: int) -> dict:  # arguments of `change`
     "One draw of `a`: the same seed, the same change"
     u = np.random.default_rng(seed).uniform(-1, 1, 4).round(4)
-    return dict(semitones=float(a.semitones*u[0]), rate=float(1 + a.tempo*u[1]), gain_db=float(a.gain_db*u[2]), snr_db=float(a.snr_db + 5*(u[3] + 1)) if a.snr_db else 0., seed=seed)
+    return dict(semitones=float(a.semitones*u[0]), rate=float(1 + a.tempo*u[1]), gain_db=float(a.gain_db*u[2]), snr_db=float(a.snr_db + 5*(u[3] + 1))
+                if a.snr_db else 0., seed=seed)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from .model import Turn, nll, pack
 
-# %% ../nbs/06_batches.ipynb #a9739171
+# %% ../nbs/06_batches.ipynb #60733d50
 @dataclass
 class Item:
     "A sentence and its sound as codes; `variants` are encodings of the same clip on shifted frame grids"
@@ -24,7 +24,8 @@ class Item:
     teacher: dict|None = None    # kept predictions of the base, see `Turn`
     @property
     def frames(self): return len(self.variants[0]) + 1
-    def turn(self, codes=None, keep=None, seen=None): return Turn(self.ids, self.variants[0] if codes is None else codes, keep, seen, self.rehearsal, self.teacher)
+    def turn(self, codes=None, keep=None, seen=None):
+        return Turn(self.ids, self.variants[0] if codes is None else codes, keep, seen, self.rehearsal, self.teacher)
     def whole(self): return [self.turn(keep=torch.ones(self.frames, dtype=torch.bool))]          # a conversation of its own, all frames with a depth loss
 
 # %% ../nbs/06_batches.ipynb #5add0bf3
@@ -41,15 +42,17 @@ def corrupt(codes: torch.Tensor, pool: torch.Tensor, mean: float, g: torch.Gener
     hit = torch.rand(len(codes), generator=g) < rate
     return torch.where(hit[:, None], pool[torch.randint(len(pool), (len(codes),), generator=g)], codes)
 
-# %% ../nbs/06_batches.ipynb #11af8c86
+# %% ../nbs/06_batches.ipynb #6f31550e
 class Sampler:
     "Updates of `n` target clips plus rehearsal; `update(step)` in order, `state`/`load` to go on later with the same sequence"
-    def __init__(self, target: list[Item], rehearsal: list[Item] = (), n: int = 12, share: float = .25, seed: int = 0, contexts: dict[str, list[Item]]|None = None,
+    def __init__(self, target: list[Item], rehearsal: list[Item] = (), n: int = 12, share: float = .25, seed: int = 0,
+                 contexts: dict[str, list[Item]]|None = None,
                  context: float = 0., depth_ratio: float = 1., corruption: float = 0.):
         if not target: raise ValueError('no target clips to train on')
         if share and not rehearsal: raise ValueError('rehearsal share > 0 needs rehearsal clips')
         if context and not any((contexts or {}).values()): raise ValueError('context > 0 needs neutral clips of the speakers')
-        self.target, self.rehearsal, self.n, self.share, self.seed, self.contexts, self.context, self.depth_ratio, self.corruption = target, list(rehearsal), n, share, seed, contexts or {}, context, depth_ratio, corruption
+        self.target, self.rehearsal, self.n, self.share, self.seed, self.contexts, self.context, self.depth_ratio, self.corruption = (target, list(rehearsal),
+            n, share, seed, contexts or {}, context, depth_ratio, corruption)
         self.g, self.queue, self.owed, pools = torch.Generator(), [], 0., {}
         for i in self.rehearsal: pools.setdefault(i.speaker, {}).setdefault(i.text, []).append(i)
         self.pools = list(pools.values())
@@ -65,7 +68,8 @@ class Sampler:
         return out
     def again(self, said: set) -> Item:
         "A rehearsal clip: speaker, then sentence (another than `said` where there is one), then clip, each drawn evenly"
-        s = self.pools[self.pick(len(self.pools))]; free = [t for t in s if t not in said] or list(s); clips = s[free[self.pick(len(free))]]; return clips[self.pick(len(clips))]
+        s = self.pools[self.pick(len(self.pools))]; free = [t for t in s if t not in said] or list(s); clips = s[free[self.pick(len(free))]]
+        return clips[self.pick(len(clips))]
     def round(self) -> list[int]:
         "Positions of one shuffled round; weights are rounded up or down at random, without bias"
         w = torch.tensor([i.weight for i in self.target]); again = torch.arange(len(w))
@@ -85,15 +89,17 @@ class Sampler:
     def state(self): return dict(queue=torch.tensor(self.queue, dtype=torch.long), owed=torch.tensor(self.owed, dtype=torch.float64))
     def load(self, s): self.queue, self.owed = s['queue'].tolist(), float(s['owed'])
 
-# %% ../nbs/06_batches.ipynb #fdb653d6
+# %% ../nbs/06_batches.ipynb #6859772b
 def micro_batches(talks: list[list[Turn]], tokens: int, world: int = 1) -> list[list[list[list[Turn]]]]:  # [world][micro-batch][conversation]
     "`talks` for `world` processes, each micro-batch within `tokens` positions"
     size = [sum(map(len, t)) for t in talks]; k = -(-sum(size)//tokens)
-    if max(size) > tokens: raise ValueError(f'a conversation of {max(size)} positions does not fit tokens={tokens}: raise `tokens`, shorten the clips, or set `context` to 0')
+    if max(size) > tokens:
+        raise ValueError(f'a conversation of {max(size)} positions does not fit tokens={tokens}: raise `tokens`, shorten the clips, or set `context` to 0')
     if len(talks) < world: raise ValueError(f'an update of {len(talks)} clips cannot be shared by {world} processes: raise `batch`')
     while True:
         k = -(-k//world)*world
-        if k > len(talks): raise ValueError(f'{len(talks)} clips cannot be cut into micro-batches of {tokens} positions for {world} processes: raise `tokens` or `batch`')
+        if k > len(talks):
+            raise ValueError(f'{len(talks)} clips cannot be cut into micro-batches of {tokens} positions for {world} processes: raise `tokens` or `batch`')
         bins, load = [[] for _ in range(k)], [0]*k
         for i in sorted(range(len(talks)), key=lambda i: (-size[i], i)): j = load.index(min(load)); bins[j].append(i); load[j] += size[i]
         if max(load) <= tokens: return [[[talks[i] for i in sorted(b)] for b in bins[r::world]] for r in range(world)]
@@ -104,11 +110,14 @@ def counts(talks: list[list[Turn]]) -> dict[str, int]:
     t = [u for talk in talks for u in talk if u.keep is not None]; f = lambda us: (sum(len(u.keep) for u in us), int(sum(u.keep.sum() for u in us)))
     (a, n), (b, m) = f(t), f([u for u in t if u.rehearsal]); return dict(c0=a, depth=n, old=b, old_depth=m)
 
-# %% ../nbs/06_batches.ipynb #c03aa222
-def evaluate(model, items: list[Item], tokens: int = 4096, depth_ratio: float = 1., share: slice = slice(None)) -> tuple:  # (sum per codebook [K], frames [K], mean of codebook 0 per item)
+# %% ../nbs/06_batches.ipynb #9daa6f27
+def evaluate(model, items: list[Item], tokens: int = 4096, depth_ratio: float = 1.,
+             share: slice = slice(None)) -> tuple:  # (sum per codebook [K], frames [K], mean of codebook 0 per item)
     "NLL of items, always on the same frames: first variant, a depth draw with a seed of its own; `share` picks the items of one process"
-    g = torch.Generator().manual_seed(0); talks = [[i.turn(keep=depth_frames(i.frames, depth_ratio, g))] for i in items][share]; was = model.training; model.eval(); device = next(model.parameters()).device
-    K = items[0].variants[0].shape[1]; tot, n, each = torch.zeros(K, device=device), torch.zeros(K, device=device), torch.zeros(len(talks), device=device); at = 0
+    g = torch.Generator().manual_seed(0); talks = [[i.turn(keep=depth_frames(i.frames, depth_ratio, g))] for i in items][share]; was = model.training
+    model.eval(); device = next(model.parameters()).device
+    K = items[0].variants[0].shape[1]; tot, n, each = torch.zeros(K, device=device), torch.zeros(K, device=device), torch.zeros(len(talks), device=device)
+    at = 0
     while at < len(talks):
         end = at + 1; size = sum(map(len, talks[at]))
         while end < len(talks) and (size := size + sum(map(len, talks[end]))) <= tokens: end += 1

@@ -7,7 +7,7 @@ __all__ = ['HOP', 'SUB', 'NMC', 'FFT', 'BASIS', 'FLOOR', 'TABLES', 'MEANS', 'fea
            'NanoCodecConfig', 'NanoCodecOutput', 'NanoCodecModel', 'nearest', 'load_codec', 'codec_hash', 'CodeCache',
            'variants', 'code_key', 'encode']
 
-# %% ../nbs/04_codes.ipynb #e902b785
+# %% ../nbs/04_codes.ipynb #ce75a947
 import hashlib, json, os, zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .core import assets
+
 from .audio import F0MAX, F0MIN, SR, Augment, change, draw, f0_track
 from .corpora import Clip
 from .dataset import Dataset
@@ -42,11 +42,14 @@ def synthesise(mc, lf, ap) -> np.ndarray:
     a = pyworld.decode_aperiodicity(np.ascontiguousarray(np.minimum(ap, 0), np.float64), SR, FFT)
     return pyworld.synthesize(f0, sp, a, SR, 10.).astype(np.float32)
 
-# %% ../nbs/04_codes.ipynb #67f9420b
-BASIS = np.concatenate([np.ones((1, NMC)), 2**.5*np.cos(np.pi*np.arange(1, NMC)[:, None]*(np.arange(NMC)+.5)/NMC)]).astype(np.float32)  # cepstra @ BASIS = log power of 24 mel bands
+# %% ../nbs/04_codes.ipynb #48570aab
+# cepstra @ BASIS = log power of 24 mel bands
+BASIS = np.concatenate([np.ones((1, NMC)), 2**.5*np.cos(np.pi*np.arange(1, NMC)[:, None]*(np.arange(NMC)+.5)/NMC)]).astype(np.float32)
 FLOOR = -18.23                                                                        # log band power of white noise at -78 dB re full scale
 
-def lift_floor(mc): return (np.logaddexp(mc @ BASIS, FLOOR) @ BASIS.T / NMC).astype(np.float32)
+def lift_floor(mc):
+    "Mel cepstra [frames,NMC] with every band raised to the floor of the analysis"
+    return (np.logaddexp(mc @ BASIS, FLOOR) @ BASIS.T / NMC).astype(np.float32)
 
 def frames(mc, lf, ap) -> tuple:  # (envelope [T,8,24], pitch [T,16], aperiodicity [T,24])
     "10 ms features as frames of 80 ms; F0 is interpolated through unvoiced rows and the voicing kept beside it"
@@ -57,8 +60,9 @@ def frames(mc, lf, ap) -> tuple:  # (envelope [T,8,24], pitch [T,16], aperiodici
     pitch = np.concatenate([c.reshape(T, SUB)*4, v.reshape(T, SUB)*.7], 1).astype(np.float32)
     return lift_floor(mc).reshape(T, SUB, NMC), pitch, (ap.reshape(T, SUB*3)*.05).astype(np.float32)
 
-# %% ../nbs/04_codes.ipynb #0901b42f
+# %% ../nbs/04_codes.ipynb #d49ad2bc
 class NanoCodecConfig(PreTrainedConfig):
+    "Settings of the embedded codec"
     model_type = 'nano_codec'
     def __init__(self, sampling_rate=SR, num_codebooks=6, codebook_size=512, frame_size=HOP*SUB, level_weight=(.3, .5), **kw):
         self.sampling_rate, self.num_codebooks, self.codebook_size = sampling_rate, num_codebooks, codebook_size
@@ -66,6 +70,7 @@ class NanoCodecConfig(PreTrainedConfig):
 
 @dataclass
 class NanoCodecOutput(ModelOutput):
+    "Codes, sound, or both"
     audio_codes: torch.LongTensor | None = None      # [B,K,T]
     audio_values: torch.FloatTensor | None = None    # [B,1,N]
 
@@ -193,14 +198,16 @@ class CodeCache:
     def get(self, key: str) -> torch.LongTensor:  # [T,K]
         start, n = self.at[key]; return torch.from_numpy(np.memmap(self.bin, '<i2', 'r', start*2*self.k, (n, self.k)).astype(np.int64))
 
-# %% ../nbs/04_codes.ipynb #dc1bef60
+# %% ../nbs/04_codes.ipynb #45c7b061
 def variants(clip: Clip, shifts: int = 1, augment: Augment|None = None, copies: int = 0) -> list[dict]:
     "`dict(offset)` in samples, and for augmented copies the arguments of `audio.change`"
     if clip.split != 'train': return [dict(offset=0)]
     seeds = (int(hashlib.sha256(f'{clip.audio_sha256} {j}'.encode()).hexdigest()[:8], 16) for j in range(copies if augment else 0))
     return [dict(offset=480*i) for i in range(shifts)] + [dict(offset=0, **draw(augment, s)) for s in seeds]
 
-def code_key(clip: Clip, v: dict) -> str: return hashlib.sha256(json.dumps([clip.audio_sha256, clip.gain_db, v], sort_keys=True).encode()).hexdigest()[:24]
+def code_key(clip: Clip, v: dict) -> str:
+    "What the codes of a clip depend on: its sound, its gain and the variant `v`"
+    return hashlib.sha256(json.dumps([clip.audio_sha256, clip.gain_db, v], sort_keys=True).encode()).hexdigest()[:24]
 
 @torch.no_grad()
 def encode(ds: Dataset, codec, clips: list[Clip]|None = None, shifts: int = 1, augment: Augment|None = None, copies: int = 0) -> list[list[torch.Tensor]]:

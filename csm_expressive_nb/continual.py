@@ -6,7 +6,7 @@
 __all__ = ['GROUPS', 'neutral_codes', 'evaluation_sentences', 'neutral_items', 'Reservoir', 'rehearsable', 'grouped',
            'neutral_nll', 'kl', 'drift_kl', 'as_teacher', 'Distillation', 'terms', 'teach', 'transfer']
 
-# %% ../nbs/08_continual.ipynb #ffa58765
+# %% ../nbs/08_continual.ipynb #7bcfbd68
 import hashlib, json
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from safetensors import safe_open
 
 from .core import assets
-from .model import heads, logits, pack, states, text_ids, trainable
-from .batches import Item, Sampler, counts, evaluate, micro_batches
+from .model import logits, pack, states, text_ids, trainable
+from .batches import Item, evaluate, micro_batches
 
 # %% ../nbs/08_continual.ipynb #ff3da8dd
 def neutral_codes(name: str) -> tuple[list[str], list[int], list[torch.Tensor]]:  # (texts, roles, codes [T,6])
@@ -34,7 +34,7 @@ def neutral_items(processor, name: str = 'rehearsal', roles: set|None = None) ->
     "Shipped neutral utterances as batch items, untagged; `roles` limits the voices"
     return [Item(text_ids(processor, t, r), [c], True, speaker=f'voice {r}', text=t) for t, r, c in zip(*neutral_codes(name)) if not roles or r in roles]
 
-# %% ../nbs/08_continual.ipynb #2f480603
+# %% ../nbs/08_continual.ipynb #2a55cf29
 class Reservoir:
     "At most `size` items of a stream, balanced over `key` (the speaker), each kept with the same chance within its class"
     def __init__(self, size: int, seed: int = 0, key=lambda i: i.speaker):
@@ -46,7 +46,8 @@ class Reservoir:
         if len(self.items) < self.size: self.items.append(item); return
         kept = {}
         for j, x in enumerate(self.items): kept.setdefault(self.key(x), []).append(j)
-        most = max(map(len, kept.values())); largest = [j for k, v in kept.items() if len(v) == most for j in v]; self.full |= {k for k, v in kept.items() if len(v) == most}
+        most = max(map(len, kept.values())); largest = [j for k, v in kept.items() if len(v) == most for j in v]
+        self.full |= {k for k, v in kept.items() if len(v) == most}
         if c not in self.full: self.items[largest[self.pick(len(largest))]] = item
         elif self.pick(self.seen[c]) < len(kept.get(c, ())): self.items[kept[c][self.pick(len(kept[c]))]] = item
     def extend(self, items): [self.add(i) for i in items]; return self
@@ -83,7 +84,7 @@ def drift_kl(model, items: list[Item], tokens: int = 2048) -> dict:
         total = total + torch.stack([kl(x, y) for x, y in zip(logits(model, *t), logits(model, *s))]); frames += len(s[0])
     model.train(was); return grouped(total/frames)
 
-# %% ../nbs/08_continual.ipynb #d1f4f91f
+# %% ../nbs/08_continual.ipynb #bfb95c00
 @contextmanager
 def as_teacher(model, before: dict|None = None):
     "Inside, `model` is the base (adapter off), or its adapter has the weights `before`; in eval mode, without gradients"
@@ -98,11 +99,13 @@ def as_teacher(model, before: dict|None = None):
 class Distillation:
     "T² KL(teacher || adapter) per frame, a term of the training objective; on clips that carry `teacher_*` (see `teach`) from those, else live"
     name = 'distillation'
-    def __init__(self, weight: float, on: str = 'rehearsal', T: float = 1., c0: float = 1., before: dict|None = None): self.weight, self.on, self.T, self.c0, self.before = weight, on, T, c0, before
+    def __init__(self, weight: float, on: str = 'rehearsal', T: float = 1., c0: float = 1., before: dict|None = None):
+        self.weight, self.on, self.T, self.c0, self.before = weight, on, T, c0, before
     def rows(self, b: dict, n: dict) -> tuple:  # (positions of c0, positions of the depth frames, their numbers in the whole update)
         if self.on == 'rehearsal': return b['old'], b['old_depth'], n['old'], n['old_depth']
         new = lambda size, old: torch.ones(size, dtype=torch.bool, device=old.device).index_fill(0, old, self.on == 'all').nonzero()[:, 0]
-        minus = 0 if self.on == 'all' else 1; return new(len(b['labels']), b['old']), new(len(b['depth']), b['old_depth']), n['c0'] - minus*n['old'], n['depth'] - minus*n['old_depth']
+        minus = 0 if self.on == 'all' else 1
+        return new(len(b['labels']), b['old']), new(len(b['depth']), b['old_depth']), n['c0'] - minus*n['old'], n['depth'] - minus*n['old_depth']
     def __call__(self, model, b: dict, s: tuple, n: dict) -> torch.Tensor:
         r, rd, m, md = self.rows(b, n)
         if not len(r): return s[0].sum()*0
@@ -123,11 +126,12 @@ def terms(cfg, before: dict|None = None) -> list:
     "The further objectives that `cfg` asks for"
     return [Distillation(cfg.distillation, cfg.distillation_on, cfg.distillation_temperature, cfg.distillation_c0, before)] if cfg.distillation else []
 
-# %% ../nbs/08_continual.ipynb #5a721aec
+# %% ../nbs/08_continual.ipynb #7c481af1
 @torch.no_grad()
 def teach(model, items: list[Item], n: int, T: float = 1., seed: int = 0, before: dict|None = None) -> list[Item]:
     "`items` with the teacher's answer to every frame: `n` drawn codes per codebook (`n` >= vocabulary: all, with their probabilities)"
-    if any(len(i.variants) > 1 for i in items): raise ValueError('kept predictions fit one encoding: rehearsal clips with several `variants` need distillation_cache 0')
+    if any(len(i.variants) > 1 for i in items):
+        raise ValueError('kept predictions fit one encoding: rehearsal clips with several `variants` need distillation_cache 0')
     g, out, device = torch.Generator().manual_seed(seed), [], next(model.parameters()).device
     for i in items:
         b = {k: v.to(device) for k, v in pack([i.whole()]).items()}
@@ -135,12 +139,15 @@ def teach(model, items: list[Item], n: int, T: float = 1., seed: int = 0, before
         lp = torch.stack(logits(model, *s), 1).float().div(T).log_softmax(-1).cpu(); V = lp.shape[-1]; flat = lp.exp().flatten(0, 1)
         ids = torch.arange(V).repeat(len(flat), 1) if n >= V else torch.multinomial(flat, n, replacement=True, generator=g)
         p = flat.gather(1, ids) if n >= V else torch.full(ids.shape, 1/n); shape = (*lp.shape[:2], -1)
-        out.append(replace(i, teacher=dict(ids=ids.view(shape).to(torch.int16), p=p.view(shape).half() if n < V else p.view(shape), entropy=-(lp.exp()*lp).sum(-1))))
+        out.append(replace(i,
+                           teacher=dict(ids=ids.view(shape).to(torch.int16), p=p.view(shape).half() if n < V else p.view(shape),
+                                        entropy=-(lp.exp()*lp).sum(-1))))
     return out
 
-# %% ../nbs/08_continual.ipynb #df271f12
+# %% ../nbs/08_continual.ipynb #43d436c8
 def transfer(R) -> dict[str, float]:
     "`backward_transfer` and `forgetting` of a matrix `[stages, tasks]`, more is better; flip the sign of a loss first"
     R = np.asarray(R, float); K = len(R)
     if R.ndim != 2 or R.shape[1] != K or K < 2: raise ValueError(f'a square matrix of two stages or more is needed, this one is {R.shape}')
-    return dict(backward_transfer=float(np.mean([R[-1, j] - R[j, j] for j in range(K - 1)])), forgetting=float(np.mean([R[j:, j].max() - R[-1, j] for j in range(K - 1)])))
+    return dict(backward_transfer=float(np.mean([R[-1, j] - R[j, j] for j in range(K - 1)])),
+                forgetting=float(np.mean([R[j:, j].max() - R[-1, j] for j in range(K - 1)])))

@@ -7,8 +7,8 @@ __all__ = ['EMOTIONS', 'OWN_NAME', 'in_order', 'root', 'assets', 'atomic_write',
            'seed_everything', 'TrainConfig', 'EmotionConfig', 'ExpressiveConfig', 'unknown', 'make_config',
            'load_config', 'notebook_config', 'Run', 'whole_lines', 'changed', 'environment']
 
-# %% ../nbs/00_core.ipynb #090ff48c
-import difflib, hashlib, json, os, platform, random, subprocess, sys, tempfile
+# %% ../nbs/00_core.ipynb #bce65119
+import difflib, hashlib, json, os, platform, random, subprocess, tempfile
 from importlib.metadata import version, PackageNotFoundError
 from pathlib import Path
 from typing import Annotated, Literal
@@ -35,7 +35,7 @@ def assets(name: str = '') -> Path:  # a path inside the installed package
     if not p.exists(): raise FileNotFoundError(f'{p} is missing: reinstall the package, or make it with notebooks 30-32')
     return p
 
-# %% ../nbs/00_core.ipynb #63aa3fa8
+# %% ../nbs/00_core.ipynb #d717b6ca
 def atomic_write(path: str|Path,        # target file; its folder is made
                  data: bytes|str) -> Path:
     "Write `data` so that a reader sees the old file or the new one, never half of one"
@@ -46,9 +46,14 @@ def atomic_write(path: str|Path,        # target file; its folder is made
     mask = os.umask(0); os.umask(mask); os.chmod(tmp, 0o666 & ~mask); os.replace(tmp, path)
     return path
 
-def write_json(path, obj): return atomic_write(path, json.dumps(obj, indent=1, sort_keys=True, allow_nan=False) + '\n')
-def read_json(path): return json.loads(Path(path).read_text())
+def write_json(path, obj):
+    "`obj` as JSON with sorted keys, written at once or not at all; nan is an error"
+    return atomic_write(path, json.dumps(obj, indent=1, sort_keys=True, allow_nan=False) + '\n')
+def read_json(path):
+    "The JSON in a file"
+    return json.loads(Path(path).read_text())
 def sha256(path: str|Path) -> str:
+    "SHA-256 of a file, hexadecimal"
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
 
 # %% ../nbs/00_core.ipynb #f5e8f81e
@@ -57,7 +62,7 @@ def seed_everything(seed: int):
     random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
 
-# %% ../nbs/00_core.ipynb #8c165f1a
+# %% ../nbs/00_core.ipynb #29ea4928
 class TrainConfig(BaseModel):
     "Settings of the training loop"
     model_config = ConfigDict(extra='forbid', validate_assignment=True)
@@ -96,7 +101,8 @@ class TrainConfig(BaseModel):
     distillation_c0: float = Field(1., ge=0)               # weight of codebook 0 in it; the mean of the others has 1
     distillation_cache: int = Field(0, ge=0)               # codes drawn from the teacher per frame and codebook, once; 0: the teacher runs in every update
     ewc: float = Field(0., ge=0)                           # penalty on the change of the weights; 1: a tenth of the task loss at the end of the pilot
-    ewc_fisher: Literal['diagonal', 'factored', 'ones', 'factor'] = 'diagonal'    # importance: entries, row and column means, none (L2), or of A and B (an ablation)
+    # importance: entries, row and column means, none (L2), or of A and B (an ablation)
+    ewc_fisher: Literal['diagonal', 'factored', 'ones', 'factor'] = 'diagonal'
     ewc_clips: int = Field(200, ge=2)                      # neutral utterances the importance is taken from
     ewc_pilot: int = Field(20, ge=1)                       # updates of the pilot
     # machine
@@ -116,10 +122,19 @@ class TrainConfig(BaseModel):
     @model_validator(mode='after')
     def together(self):
         "Settings that would have no effect beside others are errors"
-        no = [('patience needs `monitor`', self.patience and not self.monitor), ('monitor needs `validate_every` > 0', self.monitor and not self.validate_every), ('distillation on rehearsal clips needs `rehearsal` > 0', self.distillation and self.distillation_on != 'target' and not self.rehearsal), ('distillation_cache needs `distillation` on rehearsal clips', self.distillation_cache and not (self.distillation and self.distillation_on == 'rehearsal')),
-              ('rehearsal_nll 0 without `distillation` on these clips: they would do nothing', self.rehearsal and not self.rehearsal_nll and not (self.distillation and self.distillation_on != 'target')), ('ewc needs an adapter: `finetune` lora', self.ewc and self.finetune == 'full'),
-              ('distillation needs an adapter that can be switched off: `finetune` lora', self.distillation and self.finetune == 'full'), ('rank and depth_rank are both 0: nothing to train', self.finetune == 'lora' and not self.rank and not (self.rank if self.depth_rank is None else self.depth_rank)),
-              ('reports compare with the base by switching the adapter off: `finetune` full is for `training.train` with a TrainConfig', self.finetune == 'full' and type(self).__name__ in ('EmotionConfig', 'ExpressiveConfig'))]
+        no = [('patience needs `monitor`', self.patience and not self.monitor),
+              ('monitor needs `validate_every` > 0', self.monitor and not self.validate_every),
+              ('distillation on rehearsal clips needs `rehearsal` > 0', self.distillation and self.distillation_on != 'target' and not self.rehearsal),
+              ('distillation_cache needs `distillation` on rehearsal clips', self.distillation_cache
+               and not (self.distillation and self.distillation_on == 'rehearsal')),
+              ('rehearsal_nll 0 without `distillation` on these clips: they would do nothing', self.rehearsal and not self.rehearsal_nll
+               and not (self.distillation and self.distillation_on != 'target')),
+              ('ewc needs an adapter: `finetune` lora', self.ewc and self.finetune == 'full'),
+              ('distillation needs an adapter that can be switched off: `finetune` lora', self.distillation and self.finetune == 'full'),
+              ('rank and depth_rank are both 0: nothing to train', self.finetune == 'lora' and not self.rank
+               and not (self.rank if self.depth_rank is None else self.depth_rank)),
+              ('reports compare with the base by switching the adapter off: `finetune` full is for `training.train` with a TrainConfig',
+               self.finetune == 'full' and type(self).__name__ in ('EmotionConfig', 'ExpressiveConfig'))]
         if bad := [m for m, x in no if x]: raise ValueError('; '.join(bad))
         return self
 
@@ -149,8 +164,9 @@ class ExpressiveConfig(TrainConfig):
     sentences: int = Field(16, ge=4)                       # unseen sentences spoken per emotion
     temperature: float = Field(.6, gt=0)
 
-# %% ../nbs/00_core.ipynb #9811bfb2
+# %% ../nbs/00_core.ipynb #471b773d
 def unknown(name: str, known) -> str:
+    "The message for a name that is not `known`, with the nearest that is"
     near = difflib.get_close_matches(name, known := list(known), 1)
     return f'unknown setting {name!r}' + (f': did you mean {near[0]!r}?' if near else '') + f' Known: {", ".join(known)}'
 
@@ -159,7 +175,8 @@ def make_config(cls=EmotionConfig, **kw) -> BaseModel:
     for k in kw.keys() - set(cls.model_fields): raise ValueError(unknown(k, cls.model_fields))
     try: return cls(**kw)
     except ValidationError as e:
-        raise ValueError('; '.join(f"{'.'.join(map(str, x['loc']))} = {x['input']!r}: {x['msg']}" if x['loc'] else x['msg'].removeprefix('Value error, ') for x in e.errors())) from None
+        raise ValueError('; '.join(f"{'.'.join(map(str, x['loc']))} = {x['input']!r}: {x['msg']}" if x['loc'] else x['msg'].removeprefix('Value error, ')
+                                   for x in e.errors())) from None
 
 def load_config(path: str|Path, cls=EmotionConfig, memory: int|None = None, **kw) -> BaseModel:
     "Configuration from YAML; settings under `by_memory` of the largest size that fits `memory` (GB of one GPU) go over the others, and `kw` over all"
@@ -181,13 +198,14 @@ def notebook_config(namespace: dict, cls=EmotionConfig) -> BaseModel:
              and isinstance(v, (str, int, float, bool, list, dict, tuple, type(None)))}
     return make_config(cls, **plain)
 
-# %% ../nbs/00_core.ipynb #313d0832
+# %% ../nbs/00_core.ipynb #0df5928e
 class Run:
     "A run folder; `cfg` is written at once, and a folder made with other settings is refused"
     def __init__(self, path: str|Path, cfg: BaseModel):
         self.path, self.cfg = Path(path), cfg
         text = yaml.safe_dump(cfg.model_dump(), sort_keys=False); f = self.path/'config.yaml'
-        if f.exists() and (diff := changed(yaml.safe_load(f.read_text()) | dict(out=''), cfg.model_dump() | dict(out=''))):          # `out` is a place, not a setting
+        # `out` is a place, not a setting
+        if f.exists() and (diff := changed(yaml.safe_load(f.read_text()) | dict(out=''), cfg.model_dump() | dict(out=''))):
             raise ValueError(f'{f} was made with other settings ({diff}): choose another `out`, or remove that folder')
         atomic_write(f, text)
         write_json(self.path/'environment.json', environment())

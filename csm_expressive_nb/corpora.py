@@ -57,8 +57,9 @@ class Clip:
     duration: float = 0.         # seconds after trimming
     audio_sha256: str = ''       # of the FLAC in the dataset
 
-# %% ../nbs/02_corpora.ipynb #52ae7534
+# %% ../nbs/02_corpora.ipynb #625add38
 def write_csv(path, header, rows) -> Path:
+    "Rows under a header, written at once or not at all"
     b = io.StringIO(newline=''); w = csv.writer(b, lineterminator='\n'); w.writerow(header); w.writerows(rows); return atomic_write(path, b.getvalue())
 
 class CorpusError(ValueError): "A corpus that must not be used as it is; the message names the likely cause and the remedy"
@@ -77,7 +78,7 @@ class Corpus:
     def reasons(self) -> dict: return dict(Counter(r[1] for r in self.quarantine))
     def write_quarantine(self, path) -> Path: return write_csv(path, ('path', 'reason', 'also', 'detail'), sorted(self.quarantine))
 
-# %% ../nbs/02_corpora.ipynb #f2cebf3c
+# %% ../nbs/02_corpora.ipynb #76214ca5
 from fastcore.basics import patch
 
 UNCOUNTED = {'not_audio', 'wrong_format', 'duplicate'}
@@ -95,12 +96,15 @@ def accept(self: Corpus, max_rejected: float = .1) -> Corpus:
         first = next(r[0] for r in self.quarantine if r[1] == 'lfs_pointer')
         raise CorpusError(f'{bad["lfs_pointer"]} files of {self.folder} are Git LFS pointers (first: {first}): {REASONS["lfs_pointer"]}')
     if not self.clips: raise CorpusError(f'no usable clip in {self.folder}: {why}')
-    if n > max_rejected*every: raise CorpusError(f'{n} of {every} recordings in {self.folder} are unusable, more than {max_rejected:g} (`--max-rejected`): {why}')
+    if n > max_rejected*every:
+        raise CorpusError(f'{n} of {every} recordings in {self.folder} are unusable, more than {max_rejected:g} (`--max-rejected`): {why}')
     return self
 
-# %% ../nbs/02_corpora.ipynb #8e937e92
+# %% ../nbs/02_corpora.ipynb #da704b34
 CORPORA = {}                                            # name -> Reader
-def register(cls): CORPORA[cls.name] = cls; return cls
+def register(cls):
+    "Class decorator: make a corpus known under its name"
+    CORPORA[cls.name] = cls; return cls
 
 class Reader:
     "Base of all corpora: set the facts, write `parse`"
@@ -142,7 +146,7 @@ def examine(reader: Reader, path: PurePosixPath, verify: str = 'strict') -> tupl
         if verify == 'strict' and known and not facts['sha256'].startswith(known): errors.append(AudioError('hash_mismatch'))
     return path, facts, errors
 
-# %% ../nbs/02_corpora.ipynb #18592f53
+# %% ../nbs/02_corpora.ipynb #89925cd4
 def contradict(labels: list[dict]) -> bool:
     "Do these facts of one sound exclude each other? A missing text excludes nothing; speakers are compared within a corpus only"
     words = {re.sub(r'\W+', ' ', (f.get('text') or '').lower()).strip() for f in labels} - {''}; people = {}
@@ -155,11 +159,12 @@ def label_conflicts(files: list[tuple], name=str) -> dict:  # {path: AudioError}
     for path, sha, facts, rejected in files: groups.setdefault(sha, []).append((rejected, not facts.get('text'), path, facts))
     for g in groups.values():
         g.sort(key=lambda v: v[:2]); names = [v[2] for v in g]
-        if contradict([v[3] for v in g]): out |= {p: AudioError('contradicting_duplicate', f'same bytes as {", ".join(name(q) for q in names if q != p)}') for p in names}
+        if contradict([v[3] for v in g]):
+            out |= {p: AudioError('contradicting_duplicate', f'same bytes as {", ".join(name(q) for q in names if q != p)}') for p in names}
         else: out |= {p: AudioError('duplicate', f'same bytes as {name(names[0])}') for p in names[1:]}
     return out
 
-# %% ../nbs/02_corpora.ipynb #7fdbf9a1
+# %% ../nbs/02_corpora.ipynb #8168ca76
 def read(reader: Reader, verify: str = 'strict') -> Corpus:  # verify: 'strict' (rate and published bytes) | 'rate' | 'off'
     "Every file below the reader's folder as a clip or as a quarantine row"
     if verify not in ('strict', 'rate', 'off'): raise ValueError(f"verify = {verify!r}: choose 'strict', 'rate' or 'off'")
@@ -170,7 +175,8 @@ def read(reader: Reader, verify: str = 'strict') -> Corpus:  # verify: 'strict' 
     listed = [(n, sha) for sha, names in twins.items() if len(names) > 1 for n in names]
     conflicts = label_conflicts([(p, f['sha256'], f, bool(e)) for p, f, e in found if 'sha256' in f and f.get('emotion')])
     for p, f, errors in found:
-        key = f.get('key'); twin = [n for n, sha in listed if f.get('sha256', '').startswith(sha) and n != key and contradict([reader.parse(PurePosixPath(n)), f])]
+        key = f.get('key')
+        twin = [n for n, sha in listed if f.get('sha256', '').startswith(sha) and n != key and contradict([reader.parse(PurePosixPath(n)), f])]
         if p in conflicts: errors = errors + [conflicts[p]]
         elif twin and key in reader.checksums: errors = errors + [AudioError('contradicting_duplicate', f'published with the same bytes as {twin[0]}')]
         if errors: out.reject(p, errors); continue
@@ -221,9 +227,10 @@ def parse(self: Ravdess, path: PurePosixPath) -> dict:
     if re.fullmatch(r'Actor_\d\d', folder) and folder != f'Actor_{actor}': raise AudioError('folder_mismatch', f'actor {actor} in {folder}', facts)
     return facts
 
-# %% ../nbs/02_corpora.ipynb #6c9ab9ad
+# %% ../nbs/02_corpora.ipynb #2a8d1319
 CREMAD = dict(IEO="It's eleven o'clock.", TIE='That is exactly what happened.', IOM="I'm on my way to the meeting.", IWW='I wonder what this is about.',
-              TAI='The airplane is almost full.', MTI='Maybe tomorrow it will be cold.', IWL='I would like a new alarm clock.', ITH="I think I have a doctor's appointment.",
+              TAI='The airplane is almost full.', MTI='Maybe tomorrow it will be cold.', IWL='I would like a new alarm clock.',
+              ITH="I think I have a doctor's appointment.",
               DFA="Don't forget a jacket.", ITS="I think I've seen this before.", TSI='The surface is slick.', WSI="We'll stop in a couple of minutes.")
 CREMAD_CODES = dict(ANG='angry', DIS='disgust', FEA='fearful', HAP='happy', NEU='neutral', SAD='sad')
 CREMAD_ABSENT = {'1008_WSI', '1009_MTI', '1019_ITH', '1002_TIE_NEU', '1076_ITS_NEU'}      # never recorded
@@ -275,7 +282,7 @@ def heard(reader: CremaD) -> pd.DataFrame:
         for p in (said := f['perceived'].split(':')): t.loc[f['emotion'], p] += 1/len(said)
     return t.div(t.sum(axis=1), axis=0).rename_axis(index='intended', columns='heard')
 
-# %% ../nbs/02_corpora.ipynb #c12a8432
+# %% ../nbs/02_corpora.ipynb #19eeef3e
 def unicode(path: Path) -> str:
     "Text in whichever of UTF-8, UTF-16 and GB18030 it was written"
     data = path.read_bytes()
@@ -293,18 +300,21 @@ class ESD(Reader):
     def matches(cls, folder): return any(folder.glob('00[012][0-9]/Neutral')) or any(folder.glob('*/00[012][0-9]/Neutral'))
     def __init__(self, folder):
         super().__init__(folder); self.texts = {}
-        for f in sorted(self.folder.rglob('00[0-9][0-9].txt')): self.texts |= {c[0]: c[1].strip() for c in (l.split('\t') for l in unicode(f).splitlines()) if len(c) >= 2}
+        for f in sorted(self.folder.rglob('00[0-9][0-9].txt')):
+            self.texts |= {c[0]: c[1].strip() for c in (l.split('\t') for l in unicode(f).splitlines()) if len(c) >= 2}
         if not self.texts: raise CorpusError(f'no transcript (0001/0001.txt, ...) below {self.folder}: ESD ships them beside the audio')
     def parse(self, path):
         m = re.match(r'(00[012]\d)_(\d{6})\.wav$', path.name); n = int(m[2]) if m else 0
         if not m or not 1 <= n <= 1750 or not 1 <= int(m[1]) <= 20: raise AudioError('wrong_name', 'not SSSS_NNNNNN.wav')
-        facts = dict(speaker=m[1], sex='male' if int(m[1]) in self.men else 'female', emotion=[*self.emotions.values()][(n-1)//350], text=self.texts.get(path.stem, ''),
+        facts = dict(speaker=m[1], sex='male' if int(m[1]) in self.men else 'female', emotion=[*self.emotions.values()][(n-1)//350],
+                     text=self.texts.get(path.stem, ''),
                      sentence=f'{(n-1) % 350 + 1:03}', language='zh' if int(m[1]) <= 10 else 'en')
         named = [self.emotions[p] for p in path.parts if p in self.emotions]; speaker = [p for p in path.parts[:-1] if re.fullmatch(r'00\d\d', p)]
-        if named and named[-1] != facts['emotion'] or speaker and speaker[-1] != m[1]: raise AudioError('folder_mismatch', f'{path.name} in {path.parent}', facts)
+        if named and named[-1] != facts['emotion'] or speaker and speaker[-1] != m[1]:
+            raise AudioError('folder_mismatch', f'{path.name} in {path.parent}', facts)
         return facts
 
-# %% ../nbs/02_corpora.ipynb #0c073a0a
+# %% ../nbs/02_corpora.ipynb #288245a5
 @register
 class EmoDB(Reader):
     "Burkhardt et al. 2005: 10 German actors, 10 sentences, 7 emotions; judged by listeners before release"
@@ -315,7 +325,8 @@ class EmoDB(Reader):
     texts = dict(a01='Der Lappen liegt auf dem Eisschrank.', a02='Das will sie am Mittwoch abgeben.', a04='Heute abend könnte ich es ihm sagen.',
                  a05='Das schwarze Stück Papier befindet sich da oben neben dem Holzstück.', a07='In sieben Stunden wird es soweit sein.',
                  b01='Was sind denn das für Tüten, die da unter dem Tisch stehen?', b02='Sie haben es gerade hochgetragen und jetzt gehen sie wieder runter.',
-                 b03='An den Wochenenden bin ich jetzt immer nach Hause gefahren und habe Agnes besucht.', b09='Ich will das eben wegbringen und dann mit Karl was trinken gehen.',
+                 b03='An den Wochenenden bin ich jetzt immer nach Hause gefahren und habe Agnes besucht.',
+                 b09='Ich will das eben wegbringen und dann mit Karl was trinken gehen.',
                  b10='Die wird auf dem Platz sein, wo wir sie immer hinlegen.')
     @classmethod
     def matches(cls, folder): return any(folder.rglob('[01][0-9][ab][01][0-9][A-Z][a-z].wav'))
@@ -323,7 +334,8 @@ class EmoDB(Reader):
         m = re.match(r'(\d\d)([ab]\d\d)([A-Z])([a-z])\.wav$', path.name)
         if not m or m[1] not in self.speakers or m[2] not in self.texts: raise AudioError('wrong_name', 'not SSTTTEv.wav')
         if m[3] not in self.emotions: raise AudioError('unknown_emotion', 'boredom' if m[3] == 'L' else m[3])
-        sex, age = self.speakers[m[1]]; return dict(speaker=m[1], sex=sex, age=age, emotion=self.emotions[m[3]], sentence=m[2], text=self.texts[m[2]], language='de')
+        sex, age = self.speakers[m[1]]
+        return dict(speaker=m[1], sex=sex, age=age, emotion=self.emotions[m[3]], sentence=m[2], text=self.texts[m[2]], language='de')
 
 # %% ../nbs/02_corpora.ipynb #24708d62
 @register
@@ -340,14 +352,16 @@ class LJSpeech(Reader):
         if not re.match(r'LJ\d{3}-\d{4}\.wav$', path.name): raise AudioError('wrong_name', 'not LJ000-0000.wav')
         return dict(speaker='LJ', sex='female', emotion='neutral', intensity='normal', sentence=path.stem, text=self.texts.get(path.stem, ''))
 
-# %% ../nbs/02_corpora.ipynb #133b0c6b
+# %% ../nbs/02_corpora.ipynb #f8291f9b
 COLUMNS = dict(file=('file', 'file_name', 'filename', 'path', 'audio', 'wav'), text=('text', 'transcript', 'transcription', 'sentence'),
                emotion=('emotion', 'label', 'style'), speaker=('speaker', 'speaker_id', 'spk', 'client_id'), sex=('sex', 'gender'),
                intensity=('intensity',), licence=('licence', 'license'), language=('language', 'lang', 'locale'))
 SYNONYMS = dict(anger='angry', happiness='happy', joy='happy', sadness='sad', fear='fearful', afraid='fearful', disgusted='disgust',
                 surprise='surprised', calmness='calm', m='male', f='female')
 
-def common(v: str) -> str: v = str(v).strip().lower(); return SYNONYMS.get(v, v)
+def common(v: str) -> str:
+    "An emotion label in this project's terms"
+    v = str(v).strip().lower(); return SYNONYMS.get(v, v)
 
 @register
 class Folder(Reader):
@@ -356,26 +370,32 @@ class Folder(Reader):
     @classmethod
     def matches(cls, folder): return bool(cls.tables(folder)) or any(d.is_dir() and common(d.name) in EMOTIONS for d in folder.iterdir())
     @staticmethod
-    def tables(folder): return sorted(p for p in Path(folder).glob('*') if p.suffix in ('.csv', '.tsv', '.jsonl') and p.name not in ('quarantine.csv', 'excluded.csv'))
+    def tables(folder):
+        return sorted(p for p in Path(folder).glob('*') if p.suffix in ('.csv', '.tsv', '.jsonl') and p.name not in ('quarantine.csv', 'excluded.csv'))
     def __init__(self, folder, emotion: str = '', name: str = '', own: list[str] = ()):
-        super().__init__(folder); self.name = re.sub(r'\W+', '_', name or self.folder.resolve().name).lower(); self.emotion, self.rows, self.known = common(emotion), None, {*EMOTIONS, *own}
+        super().__init__(folder); self.name = re.sub(r'\W+', '_', name or self.folder.resolve().name).lower()
+        self.emotion, self.rows, self.known = common(emotion), None, {*EMOTIONS, *own}
         t = self.tables(self.folder)
         if bad := [e for e in own if not re.match(OWN_NAME, e)]: raise ValueError(f'emotion {bad[0]!r}: lower-case letters, digits, - and _, a letter first')
-        if self.emotion and self.emotion not in self.known: raise ValueError(f'emotion {emotion!r}: choose one of {", ".join(EMOTIONS)}, or name your own with `--own {self.emotion}`')
+        if self.emotion and self.emotion not in self.known:
+            raise ValueError(f'emotion {emotion!r}: choose one of {", ".join(EMOTIONS)}, or name your own with `--own {self.emotion}`')
         t = [p for p in t if p.stem == 'metadata'] or t
         if len(t) > 1: raise CorpusError(f'{len(t)} tables in {self.folder} ({", ".join(p.name for p in t)}): name the right one metadata{t[0].suffix}')
         if t: self.rows = self.read_table(t[0])
 
-# %% ../nbs/02_corpora.ipynb #adc57620
+# %% ../nbs/02_corpora.ipynb #ae310b39
 @patch
 def read_table(self: Folder, path: Path) -> dict:  # {path below the folder: [facts, ...]}
     "Rows of a table under the project's column names; absolute paths into the folder become relative"
     if path.suffix == '.jsonl': rows = [json.loads(l) for l in unicode(path).splitlines() if l.strip()]
     else:
-        t = unicode(path); head = t.split('\n')[0]; rows = list(csv.DictReader(io.StringIO(t), delimiter='\t' if path.suffix == '.tsv' else ';' if ';' in head and ',' not in head else ','))
-    columns = list(dict.fromkeys(c for r in rows for c in r if c)); have = {k: next((c for c in columns if c.lower() in names), None) for k, names in COLUMNS.items()}
+        t = unicode(path); head = t.split('\n')[0]
+        rows = list(csv.DictReader(io.StringIO(t), delimiter='\t' if path.suffix == '.tsv' else ';' if ';' in head and ',' not in head else ','))
+    columns = list(dict.fromkeys(c for r in rows for c in r if c))
+    have = {k: next((c for c in columns if c.lower() in names), None) for k, names in COLUMNS.items()}
     if not have['file'] or not (have['emotion'] or self.emotion):
-        raise CorpusError(f'{path.name} has the columns {", ".join(columns)}: it needs `file` and `emotion` (or one emotion for all, `--emotion`), and `text` to train on')
+        raise CorpusError(f'{path.name} has the columns {", ".join(columns)}: it needs `file` and `emotion` (or one emotion for all, `--emotion`), and `text` '
+                          f'to train on')
     out, text = {}, lambda v: '' if v is None else str(v).strip()
     for r in rows:
         p = Path(text(r[have['file']])); p = p.relative_to(self.folder.resolve()) if p.is_relative_to(self.folder.resolve()) else p
@@ -402,7 +422,7 @@ def parse(self: Folder, path: PurePosixPath) -> dict:
     text = r.get('text', '').strip(); given = {k: v for k, v in r.items() if v}; usual = dict(speaker='one', sentence=text.lower() or path.stem)
     sex = common(r.get('sex', '')); return usual | given | dict(emotion=emotion, text=text, sex=sex if sex in ('male', 'female') else 'unknown')
 
-# %% ../nbs/02_corpora.ipynb #a7a8f330
+# %% ../nbs/02_corpora.ipynb #539bb27d
 def reader_for(source: str|Path, corpus: str = 'auto', **kw) -> Reader:
     "The reader of `source`: `'embedded'`, or a folder; `corpus` is a name in `CORPORA` or 'auto'"
     folder = assets('corpus') if str(source) == 'embedded' else Path(source)
@@ -413,17 +433,20 @@ def reader_for(source: str|Path, corpus: str = 'auto', **kw) -> Reader:
     cls = CORPORA.get(corpus) or next((c for c in CORPORA.values() if c.matches(folder)), None)
     known = ', '.join(k for k in CORPORA if k != 'folder')
     if not cls: raise CorpusError(f"{folder} is in nobody's layout: no {known} files, no table with `file` and `emotion`, no folders named after emotions")
-    if bad := set(kw) - set(inspect.signature(cls).parameters): raise ValueError(f'{cls.name} has no option {", ".join("--" + b for b in sorted(bad))}: it is for {"CREMA-D" if "tables" in bad else "a folder of your own"}')
+    if bad := set(kw) - set(inspect.signature(cls).parameters):
+        raise ValueError(f'{cls.name} has no option {", ".join("--" + b for b in sorted(bad))}: it is for '
+                         f'{"CREMA-D" if "tables" in bad else "a folder of your own"}')
     return cls(folder, **kw)
 
 def read_corpus(source: str|Path = 'embedded', corpus: str = 'auto', verify: str = 'strict', max_rejected: float = .1, **kw) -> Corpus:
     "Clips of the embedded corpus or of a folder of recordings; raises `CorpusError` where too little is usable"
     return read(reader_for(source, corpus, **kw), verify).accept(max_rejected)
 
-# %% ../nbs/02_corpora.ipynb #4cb2e84f
+# %% ../nbs/02_corpora.ipynb #401f0c4f
 class DownloadError(OSError): "A download that cannot be completed; the message names the file and the way around"
 
 def digest(path: Path, algorithm: str) -> str:
+    "Hash of a file by `algorithm`, hexadecimal"
     with open(path, 'rb') as f: return hashlib.file_digest(f, algorithm).hexdigest()
 
 def receive(client: httpx.Client, url: str, part: Path, bar):
@@ -437,7 +460,7 @@ def receive(client: httpx.Client, url: str, part: Path, bar):
         with open(part, 'ab' if resumed else 'wb') as f:
             for chunk in r.iter_raw(): f.write(chunk); bar.update(len(chunk))
 
-# %% ../nbs/02_corpora.ipynb #d584b342
+# %% ../nbs/02_corpora.ipynb #ce10368e
 def fetch(url: str, dest: Path, algorithm: str, checksum: str, client: httpx.Client|None = None, tries: int = 5, pause: float = 1.,
           show: bool = True, by_hand: str = 'download it by hand') -> Path:
     "Download `url` to `dest`, resumed, retried and verified; a complete file is not fetched again. A try that brought something does not count"
@@ -450,7 +473,8 @@ def fetch(url: str, dest: Path, algorithm: str, checksum: str, client: httpx.Cli
             before = size()
             try: receive(client, url, part, bar)
             except (httpx.HTTPStatusError, httpx.RequestError) as e:
-                status = e.response.status_code if isinstance(e, httpx.HTTPStatusError) else 0; why = f'the server answered {status}' if status else f'no connection, or a broken one ({type(e).__name__})'
+                status = e.response.status_code if isinstance(e, httpx.HTTPStatusError) else 0
+                why = f'the server answered {status}' if status else f'no connection, or a broken one ({type(e).__name__})'
                 if status and status < 500 and status not in (408, 429): raise DownloadError(f'{url} answered {status}: {by_hand}') from None
                 k = 0 if size() > before else k + 1; time.sleep(pause*2**k/2); continue
             if (got := digest(part, algorithm)) == checksum: os.replace(part, dest); return dest
@@ -458,7 +482,7 @@ def fetch(url: str, dest: Path, algorithm: str, checksum: str, client: httpx.Cli
             why = 'the server sent a Git LFS pointer instead of the audio' if pointer else f'{algorithm} {got}, published {checksum}'; part.unlink(); wrong += 1
     raise DownloadError(f'{dest.name} from {url}: {why}. Run it again to continue, or {by_hand}')
 
-# %% ../nbs/02_corpora.ipynb #96d421e5
+# %% ../nbs/02_corpora.ipynb #9afdb0f5
 def unzip(archive: Path, folder: Path, limit: int = 4 << 30) -> Path:
     "Extract `archive` below `folder`; continues where it was interrupted"
     folder = Path(folder)
@@ -468,7 +492,8 @@ def unzip(archive: Path, folder: Path, limit: int = 4 << 30) -> Path:
             link = (i.external_attr >> 16) & 0o170000 == 0o120000
             if link or '\\' in i.filename or not (root/i.filename).resolve().is_relative_to(root):
                 raise DownloadError(f'{Path(archive).name}: the member {i.filename!r} would leave the folder; nothing was unpacked')
-        if sum(i.file_size for i in files) > limit: raise DownloadError(f'{Path(archive).name} would unpack to more than {limit >> 30} GiB; nothing was unpacked')
+        if sum(i.file_size for i in files) > limit:
+            raise DownloadError(f'{Path(archive).name} would unpack to more than {limit >> 30} GiB; nothing was unpacked')
         for stale in folder.rglob('.*.tmp'): stale.unlink()
         for i in tqdm(files, desc='unpack', unit='file', leave=False):
             p = folder/i.filename

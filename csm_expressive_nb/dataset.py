@@ -8,7 +8,7 @@ __all__ = ['SPLITS', 'NAMES', 'VOTES', 'KIND', 'COLUMNS', 'rank', 'divide', 'spl
            'write', 'Dataset', 'table', 'summary', 'markdown', 'card', 'DataConfig', 'choose', 'same_sound', 'prepare',
            'dataset_of', 'found', 'set_aside', 'merge']
 
-# %% ../nbs/03_dataset.ipynb #841e1ba2
+# %% ../nbs/03_dataset.ipynb #d8753a78
 import csv, functools, hashlib, io, json, os, re, tempfile
 from collections import Counter, defaultdict
 from dataclasses import asdict, fields, replace
@@ -22,12 +22,14 @@ from tqdm.auto import tqdm
 
 from .core import EMOTIONS, assets, atomic_write, changed, in_order, read_json, root, write_json
 from .audio import SR, AudioError, decode, median_f0, resample, rms_db, speaker_gains, trim
-from .corpora import CORPORA, Clip, Corpus, CorpusError, label_conflicts, read, reader_for, write_csv
+from .corpora import CORPORA, Clip, CorpusError, label_conflicts, read, reader_for, write_csv
 
-# %% ../nbs/03_dataset.ipynb #1985789e
+# %% ../nbs/03_dataset.ipynb #926f054f
 SPLITS = ('train', 'test', 'validation')
 
-def rank(name: str) -> str: return hashlib.sha256(f'csm_expressive_nb:{name}'.encode()).hexdigest()
+def rank(name: str) -> str:
+    "A fixed pseudo-random order of names"
+    return hashlib.sha256(f'csm_expressive_nb:{name}'.encode()).hexdigest()
 
 def divide(names: list[str], shares: tuple) -> dict:  # {name: split}
     "Names by hash into train, test and validation in proportion to `shares`"
@@ -44,8 +46,10 @@ def split_speakers(clips: list[Clip], shares: tuple = (.6, .25, .15)) -> list[Cl
     side = {(k[0], n): s for k, names in strata.items() for n, s in divide(names, shares).items()}
     return [replace(c, split=side[c.corpus, c.speaker]) for c in clips]
 
-# %% ../nbs/03_dataset.ipynb #1f19545e
-def sentence_key(c: Clip) -> str: return re.sub(r'\W+', ' ', c.text.lower()).strip() or f'{c.corpus}/{c.sentence}'
+# %% ../nbs/03_dataset.ipynb #77ca74f8
+def sentence_key(c: Clip) -> str:
+    "What counts as the same sentence: its words, or its number where there is no text"
+    return re.sub(r'\W+', ' ', c.text.lower()).strip() or f'{c.corpus}/{c.sentence}'
 
 def split_sentences(clips: list[Clip], shares: tuple = (.6, .25, .15)) -> tuple[list[Clip], list]:  # (kept, [(clip, AudioError)])
     "Keep the clips whose sentence belongs to the split of their speaker; corpora are taken in turn, a text shared by two is divided once"
@@ -55,10 +59,13 @@ def split_sentences(clips: list[Clip], shares: tuple = (.6, .25, .15)) -> tuple[
         if len(texts) < 2: raise ValueError(f'{corpus} has {len(texts)} sentence: it cannot be split by sentence')
         side |= {t: s for t, s in divide(sorted(texts), shares).items() if t not in side}
     keep = lambda c: side[sentence_key(c)] == c.split
-    return [c for c in clips if keep(c)], [(c, AudioError('other_split', f'speaker in {c.split}, sentence in {side[sentence_key(c)]}')) for c in clips if not keep(c)]
+    return [c for c in clips if keep(c)], [(c, AudioError('other_split', f'speaker in {c.split}, sentence in {side[sentence_key(c)]}')) for c in clips
+                                           if not keep(c)]
 
-# %% ../nbs/03_dataset.ipynb #957a493c
-def cell(c: Clip) -> tuple: return c.emotion, c.corpus, c.sex
+# %% ../nbs/03_dataset.ipynb #ae5f9dd5
+def cell(c: Clip) -> tuple:
+    "What balancing evens out: emotion, corpus, sex"
+    return c.emotion, c.corpus, c.sex
 
 def balance(clips: list[Clip], how: str = 'none', cap: int = 0) -> tuple[list[Clip], list]:  # (clips, [(clip, AudioError)])
     "Weights for the training split by 'cap', 'oversample' or 'weights'; other splits are left alone"
@@ -82,8 +89,9 @@ def balance_table(clips: list[Clip]) -> pd.DataFrame:
     t = d.groupby(['emotion', 'corpus']).weight.agg(clips='size', share=lambda w: w.sum()/d.weight.sum(), effective=lambda w: w.sum()**2/(w**2).sum())
     return t.reindex(in_order(t.index.get_level_values(0)), level=0).round(3)
 
-# %% ../nbs/03_dataset.ipynb #2a87b032
+# %% ../nbs/03_dataset.ipynb #33f5c913
 def flac(x: np.ndarray) -> bytes:
+    "Sound [samples] as 24-bit FLAC"
     b = io.BytesIO(); sf.write(b, np.clip(x, -1, 1), SR, format='FLAC', subtype='PCM_24'); return b.getvalue()
 
 def process(clip: Clip, path: Path) -> tuple[Clip, bytes]:
@@ -92,12 +100,13 @@ def process(clip: Clip, path: Path) -> tuple[Clip, bytes]:
     return replace(clip, level_db=round(rms_db(x), 3), peak=round(float(np.abs(x).max()), 6), gain_db=round(20*np.log10(over), 3), f0_hz=median_f0(x),
                    duration=round(len(x)/SR, 6), audio_sha256=hashlib.sha256(b).hexdigest()), b
 
-# %% ../nbs/03_dataset.ipynb #bf812de8
+# %% ../nbs/03_dataset.ipynb #c0a29be2
 def level(c: Clip, gain: float, how: str) -> Clip:
     "The clip with its speaker's gain in dB added; `limited` where that would pass full scale"
-    room = round(-20*np.log10(c.peak) - .01, 2); gain = round(gain + c.gain_db, 2); return replace(c, gain_db=min(gain, room), gain_from='limited' if gain > room else how)
+    room = round(-20*np.log10(c.peak) - .01, 2); gain = round(gain + c.gain_db, 2)
+    return replace(c, gain_db=min(gain, room), gain_from='limited' if gain > room else how)
 
-# %% ../nbs/03_dataset.ipynb #7482ed60
+# %% ../nbs/03_dataset.ipynb #be115811
 NAMES = [f.name for f in fields(Clip)]; VOTES = pa.struct([(e, pa.int16()) for e in EMOTIONS])
 KIND = {'int': pa.int32(), 'float': pa.float64(), 'str': pa.string(), 'dict': VOTES}
 COLUMNS = {f.name: KIND[str(getattr(f.type, '__name__', f.type)).split('|')[0].strip()] for f in fields(Clip)}
@@ -109,6 +118,7 @@ def schema() -> pa.Schema:
     return pa.schema([('audio', pa.struct([('bytes', pa.binary()), ('path', pa.string())])), *COLUMNS.items()], metadata={'huggingface': json.dumps(hf)})
 
 def row(c: Clip, b: bytes) -> dict:
+    "A clip and its FLAC bytes as a row of the Parquet file"
     d = {k: getattr(c, k) for k in NAMES}
     return dict(audio=dict(bytes=b, path=f'{c.id}.flac'), **d | dict(votes=c.votes and {e: c.votes.get(e) for e in EMOTIONS}))
 
@@ -116,22 +126,24 @@ def dataset_hash(clips: list[Clip]) -> str:
     "SHA-256 over every label and every sound"
     return hashlib.sha256('\n'.join(json.dumps(asdict(c), sort_keys=True) for c in sorted(clips, key=lambda c: c.id)).encode()).hexdigest()
 
-# %% ../nbs/03_dataset.ipynb #c1ac21be
+# %% ../nbs/03_dataset.ipynb #a7cd4d86
 def claim(out: str|Path, settings: dict) -> Path:
     "An empty folder, an unfinished dataset, or a finished one of the same settings; anything else is refused"
     out = Path(out); f = out/'dataset.json'
     if not f.exists() and out.is_dir() and any(p for p in out.iterdir() if not p.name.startswith('.')):
         raise ValueError(f'{out} holds other files: choose a folder of its own for the dataset')
     old = read_json(f) if f.exists() else {}; diff = changed({k: v for k, v in (old.get('settings') or {}).items() if k in settings}, settings)
-    if old.get('complete') and diff.startswith('recordings'): raise ValueError(f'{out} was made from other recordings or labels than are there now: choose another folder, or remove that one')
+    if old.get('complete') and diff.startswith('recordings'):
+        raise ValueError(f'{out} was made from other recordings or labels than are there now: choose another folder, or remove that one')
     if old.get('complete') and diff: raise ValueError(f'{out} is a dataset made with other settings ({diff}): choose another folder, or remove that one')
     if not old.get('complete'): write_json(f, dict(complete=False))
     return out
 
-# %% ../nbs/03_dataset.ipynb #366c4bb1
+# %% ../nbs/03_dataset.ipynb #9dc36266
 def write(out: Path, clips: list[Clip], sound, quarantine: list, settings: dict):  # the Dataset
     "Write a dataset; `sound(clip)` gives the FLAC of a clip"
-    claim(out, settings); write_json(out/'dataset.json', dict(settings=settings, complete=False)); clips = sorted(clips, key=lambda c: c.id); (out/'data').mkdir(exist_ok=True)
+    claim(out, settings); write_json(out/'dataset.json', dict(settings=settings, complete=False)); clips = sorted(clips, key=lambda c: c.id)
+    (out/'data').mkdir(exist_ok=True)
     if len({c.id for c in clips}) < len(clips): raise CorpusError('two clips have one id: ' + next(a.id for a, b in zip(clips, clips[1:]) if a.id == b.id))
     for stale in [*out.glob('.*.tmp'), *out.glob('data/*')]: stale.unlink()
     for s in SPLITS:
@@ -144,24 +156,28 @@ def write(out: Path, clips: list[Clip], sound, quarantine: list, settings: dict)
     info = dict(settings=settings, hash=dataset_hash(clips), clips=len(clips), quarantined=len(quarantine), complete=True)
     atomic_write(out/'README.md', card(clips, quarantine, info)); write_json(out/'dataset.json', info); return Dataset(out)
 
-# %% ../nbs/03_dataset.ipynb #6e8f8946
+# %% ../nbs/03_dataset.ipynb #c306f72e
 class Dataset:
     "A dataset folder; `clips` in order of their id"
     def __init__(self, folder: str|Path):
         self.folder = Path(folder); f = self.folder/'dataset.json'
         if not f.exists(): raise FileNotFoundError(f'{self.folder} is no dataset: make one with `csm_expressive prepare`')
         self.info = read_json(f)
-        if not self.info.get('complete'): raise CorpusError(f'{self.folder} is unfinished: `prepare` or `merge` failed or was interrupted; run the same command again (its quarantine.csv may say why)')
+        if not self.info.get('complete'):
+            raise CorpusError(f'{self.folder} is unfinished: `prepare` or `merge` failed or was interrupted; run the same command again (its quarantine.csv '
+                              f'may say why)')
         self.files = {p.name.split('-')[0]: pq.ParquetFile(p, memory_map=True) for p in sorted((self.folder/'data').glob('*.parquet'))}; self.at, clips = {}, []
         for s, f in self.files.items():
             rows = f.read(columns=NAMES).to_pylist(); self.at |= {r['id']: (s, i//64, i % 64) for i, r in enumerate(rows)}
             votes = lambda r: r['votes'] and {e: n for e, n in r['votes'].items() if n is not None}; clips += [Clip(**r | dict(votes=votes(r))) for r in rows]
-        self.clips = sorted(clips, key=lambda c: c.id); self.group = functools.lru_cache(8)(lambda s, g: self.files[s].read_row_group(g, columns=['audio']).column('audio'))
+        self.clips = sorted(clips, key=lambda c: c.id)
+        self.group = functools.lru_cache(8)(lambda s, g: self.files[s].read_row_group(g, columns=['audio']).column('audio'))
         if dataset_hash(self.clips) != self.info['hash']:
             raise CorpusError(f'{self.folder} holds {len(clips)} of {self.info["clips"]} clips or other labels than were written: make it again')
     def flac(self, clip: Clip) -> bytes:
         s, g, i = self.at[clip.id]; b = self.group(s, g)[i]['bytes'].as_py()
-        if hashlib.sha256(b).hexdigest() != clip.audio_sha256: raise CorpusError(f'{clip.id} in {self.folder} is not the sound that was written: prepare the dataset again')
+        if hashlib.sha256(b).hexdigest() != clip.audio_sha256:
+            raise CorpusError(f'{clip.id} in {self.folder} is not the sound that was written: prepare the dataset again')
         return b
     def audio(self, clip: Clip) -> np.ndarray:  # float32 [n] at 24 kHz, within [-1, 1]
         return sf.read(io.BytesIO(self.flac(clip)), dtype='float32')[0]*np.float32(10**(clip.gain_db/20))
@@ -169,27 +185,31 @@ class Dataset:
         "Clips whose fields have these values; a tuple of values means any of them"
         ok = lambda c: all(getattr(c, k) in (v if isinstance(v, tuple) else (v,)) for k, v in want.items()); return [c for c in self.clips if ok(c)]
 
-# %% ../nbs/03_dataset.ipynb #34bf591b
+# %% ../nbs/03_dataset.ipynb #82850f79
 def table(clips: list[Clip], by: str = 'speaker') -> pd.DataFrame:
     "Clips by emotion and another field, and minutes"
-    d = pd.DataFrame([dict(emotion=c.emotion, by=getattr(c, by), minutes=(c.duration or c.seconds)/60) for c in clips]); t = pd.crosstab(d.emotion, d.by); t.columns.name = by
+    d = pd.DataFrame([dict(emotion=c.emotion, by=getattr(c, by), minutes=(c.duration or c.seconds)/60) for c in clips]); t = pd.crosstab(d.emotion, d.by)
+    t.columns.name = by
     t['minutes'] = d.groupby('emotion').minutes.sum().round(2); return t.reindex(in_order(t.index))
 
 def summary(clips: list[Clip]) -> pd.DataFrame:
     "One line per corpus and split: clips, speakers, sentences, minutes"
     d = pd.DataFrame([dict(corpus=c.corpus, split=c.split, speaker=c.speaker, sentence=sentence_key(c), minutes=c.duration/60, without_text=not c.text,
                            clipped=c.clipped > 0, estimated=c.gain_from == 'estimated', limited=c.gain_from == 'limited') for c in clips])
-    g = d.groupby(['corpus', 'split']); total = g[['without_text', 'clipped', 'estimated', 'limited']].sum().rename(columns=dict(estimated='gain_estimated', limited='gain_limited'))
+    g = d.groupby(['corpus', 'split'])
+    total = g[['without_text', 'clipped', 'estimated', 'limited']].sum().rename(columns=dict(estimated='gain_estimated', limited='gain_limited'))
     return pd.DataFrame(dict(clips=g.size(), speakers=g.speaker.nunique(), sentences=g.sentence.nunique(), minutes=g.minutes.sum().round(2))).join(total)
 
 def markdown(t: pd.DataFrame) -> str:
+    "A table as Markdown"
     t = t.reset_index(); line = lambda r: '| ' + ' | '.join(str(v) for v in r) + ' |'
     return '\n'.join([line(t.columns), line(['---']*len(t.columns)), *map(line, t.itertuples(index=False))])
 
-# %% ../nbs/03_dataset.ipynb #ea9c00cd
+# %% ../nbs/03_dataset.ipynb #177e0fc9
 def card(clips: list[Clip], quarantine: list, info: dict) -> str:
     "README.md of a dataset: what `datasets` and a human want to know"
-    licences = sorted({f'- {c.corpus}: {c.licence}' for c in clips}); gone = Counter(q[1] for q in quarantine); name = ' + '.join(sorted({c.corpus for c in clips}))
+    licences = sorted({f'- {c.corpus}: {c.licence}' for c in clips}); gone = Counter(q[1] for q in quarantine)
+    name = ' + '.join(sorted({c.corpus for c in clips}))
     s = info['settings']; head = dict(license='other', task_categories=['text-to-speech', 'audio-classification'], language=sorted({c.language for c in clips}),
                 tags=['emotion', 'speech'], pretty_name=name)
     return f'''---
@@ -245,12 +265,13 @@ class DataConfig(BaseModel):
         if not all(0 <= s < float('inf') for s in v) or v[0] <= 0: raise ValueError('shares of train, test and validation are not negative, and train has some')
         return v
 
-# %% ../nbs/03_dataset.ipynb #0f1b3acd
+# %% ../nbs/03_dataset.ipynb #e96c2217
 def choose(clips: list[Clip], cfg: DataConfig) -> tuple[list[Clip], list]:  # (clips, [(clip, AudioError)])
     "Split, filter, balance"
     low = lambda c: c.agreement is not None and c.agreement < cfg.min_agreement; hot = lambda c: cfg.max_clipped is not None and c.clipped > cfg.max_clipped
     clips = split_speakers(clips, cfg.shares); gone = [(c, AudioError('low_agreement', f'{c.agreement:.2f}')) for c in clips if low(c)]
-    gone += [(c, AudioError('clipped', f'{c.clipped} samples')) for c in clips if hot(c) and not low(c)]; clips = [c for c in clips if not low(c) and not hot(c)]
+    gone += [(c, AudioError('clipped', f'{c.clipped} samples')) for c in clips if hot(c) and not low(c)]
+    clips = [c for c in clips if not low(c) and not hot(c)]
     if cfg.sentence_disjoint: clips, g = split_sentences(clips, cfg.shares); gone += g
     clips, g = balance(clips, cfg.balance, cfg.cap)
     if not clips: raise CorpusError(f'nothing is left of {len(gone)} clips: {dict(Counter(e.reason for _, e in gone))}')
@@ -281,13 +302,15 @@ def prepare(source: str|Path, out: str|Path, corpus: str = 'auto', reader: dict|
     def sound(x): spool.seek(at[x.id][0]); return spool.read(at[x.id][1])
     return write(out, clips, sound, c.quarantine + [(x.source, e.reason, '', e.detail) for x, e in twins + gone], made)
 
-# %% ../nbs/03_dataset.ipynb #c9dd28f5
+# %% ../nbs/03_dataset.ipynb #5d53e3d3
 def dataset_of(source: str|Path = 'embedded', own: list[str] = ()) -> Dataset:
     "The dataset at `source`, prepared first if it is a folder of recordings; `own` are emotions of your own that a folder of yours may name"
     folder = assets('corpus') if str(source) == 'embedded' else Path(source)
     if (folder/'dataset.json').exists(): return Dataset(folder)
-    r = reader_for(source); more = dict(own=sorted(own)) if own and r.__class__ is CORPORA['folder'] else {}; listing = [(str(p.relative_to(folder)), s.st_size, s.st_mtime_ns) for p in sorted(folder.rglob('*')) if p.is_file() and (s := p.stat())]
-    key = hashlib.sha256(json.dumps([str(folder.resolve()), r.name, DataConfig().model_dump(mode='json'), NAMES, listing, *more.values()]).encode()).hexdigest()[:12]
+    r = reader_for(source); more = dict(own=sorted(own)) if own and r.__class__ is CORPORA['folder'] else {}
+    listing = [(str(p.relative_to(folder)), s.st_size, s.st_mtime_ns) for p in sorted(folder.rglob('*')) if p.is_file() and (s := p.stat())]
+    key = hashlib.sha256(json.dumps([str(folder.resolve()), r.name, DataConfig().model_dump(mode='json'), NAMES, listing,
+                                     *more.values()]).encode()).hexdigest()[:12]
     out = root()/'_cache'/'datasets'/f'{r.name}-{key}'
     out.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(out.parent/f'.{out.name}.lock'):                                    # two runs that start together prepare once
@@ -303,7 +326,7 @@ def found(place: str|Path) -> tuple[dict, pd.DataFrame]:  # ({name: Dataset}, wh
         except ValueError as e: skipped.append(dict(folder=d.relative_to(place).as_posix(), why=str(e).replace(str(place), '...')))
     return {d if isinstance(d, str) else d.relative_to(place).as_posix(): v for d, v in out.items()}, pd.DataFrame(skipped, columns=['folder', 'why'])
 
-# %% ../nbs/03_dataset.ipynb #4bb2cece
+# %% ../nbs/03_dataset.ipynb #1470aeb3
 def set_aside(ds: Dataset) -> list[tuple]:
     "Quarantine rows of a dataset, the corpus named in front of the path"
     rows = csv.reader(open(ds.folder/'quarantine.csv', newline='')); next(rows); s = ds.info['settings']['source']
@@ -311,10 +334,13 @@ def set_aside(ds: Dataset) -> list[tuple]:
 
 def merge(folders: list[str|Path], out: str|Path, **settings) -> Dataset:
     "One dataset from several; equal recordings count once, contradicting ones not at all"
-    cfg = DataConfig(**settings); parts = [Dataset(f) for f in folders]; made = dict(source=sorted(p.info['hash'] for p in parts), **cfg.model_dump(mode='json', exclude={'level', 'verify', 'max_rejected'})); out = claim(out, made)
+    cfg = DataConfig(**settings); parts = [Dataset(f) for f in folders]
+    made = dict(source=sorted(p.info['hash'] for p in parts), **cfg.model_dump(mode='json', exclude={'level', 'verify', 'max_rejected'}))
+    out = claim(out, made)
     good, twins = same_sound(sorted((replace(x, split='', weight=1.) for p in parts for x in p.clips), key=lambda x: (x.id, x.audio_sha256)))
     if clash := [a.id for a, b in zip(good, good[1:]) if a.id == b.id]:
-        raise CorpusError(f'{clash[0]} is in two of the datasets with different sound: if they are different corpora, prepare one of them under another name (`--name`)')
+        raise CorpusError(f'{clash[0]} is in two of the datasets with different sound: if they are different corpora, prepare one of them under another name '
+                          f'(`--name`)')
     home = {(x.id, x.audio_sha256): (p, x) for p in parts for x in p.clips}; clips, gone = choose(good, cfg); before = [q for p in parts for q in set_aside(p)]
     def sound(x): p, was = home[x.id, x.audio_sha256]; return p.flac(was)
     return write(out, clips, sound, before + [(x.id, e.reason, '', e.detail) for x, e in twins + gone], made)

@@ -21,7 +21,7 @@ from .core import root
 from .model import HeadNll, base_of, heads, logits, lora_config, pack, states
 from .batches import Item
 
-# %% ../nbs/07a_fisher.ipynb #79c558c1
+# %% ../nbs/07a_fisher.ipynb #7ad2b24e
 def matrices(model) -> dict[str, torch.nn.Module]:
     "The matrices that an adapter can change, by their name in the bare model; with an adapter, peft's wrapper of each"
     want = re.compile(lora_config().target_modules); return {n: m for n, m in base_of(model).named_modules() if want.fullmatch(n)}
@@ -32,7 +32,8 @@ def watched(model):
     seen, ps = {}, [p for p in model.parameters() if p.requires_grad]; was = model.training; model.eval()
     def hook(name):
         def f(_, args, out):
-            out = out if out.requires_grad else out.detach().requires_grad_(); out.register_hook(lambda g: seen.__setitem__(name, (args[0].detach(), g))); return out
+            out = out if out.requires_grad else out.detach().requires_grad_(); out.register_hook(lambda g: seen.__setitem__(name, (args[0].detach(), g)))
+            return out
         return f
     for p in ps: p.requires_grad_(False)
     hooks = [m.register_forward_hook(hook(n)) for n, m in matrices(model).items()]
@@ -43,10 +44,11 @@ def by_utterance(seen: dict, b: dict):
     "`(matrix, utterance, gradient [out,in])` of a packed batch"
     frame_owner = b['owner'][b['depth']]
     for name, (x, g) in seen.items():
-        owner = b['talk'].flatten() if name.startswith('backbone') else frame_owner.repeat_interleave(x.shape[1]); x, g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+        owner = b['talk'].flatten() if name.startswith('backbone') else frame_owner.repeat_interleave(x.shape[1])
+        x, g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
         for u in range(int(b['owner'].max()) + 1): m = owner == u; yield name, u, g[m].T @ x[m]
 
-# %% ../nbs/07a_fisher.ipynb #1f294868
+# %% ../nbs/07a_fisher.ipynb #627bb265
 def drawn(model, s: tuple, g: torch.Generator) -> torch.Tensor:  # [A,K]
     "Codes drawn from the model's softmax for hidden states `s` (see `states`), every frame a depth frame"
     return torch.cat([torch.multinomial(z.float().softmax(-1).cpu(), 1, generator=g) for z in logits(model, *(x.detach() for x in s))], 1).to(s[0].device)
@@ -59,12 +61,13 @@ def gradients(model, items: list[Item], labels: str = 'sampled', tokens: int = 2
         while at < len(talks):
             n = 1
             while at + n < len(talks) and sum(len(t[0]) for t in talks[at:at+n+1]) <= tokens: n += 1
-            b = {k: v.to(device) for k, v in pack(talks[at:at+n]).items()}; s = states(model, b); (w0, w) = heads(model); y = drawn(model, s, g) if labels == 'sampled' else b['labels']; seen.clear()
+            b = {k: v.to(device) for k, v in pack(talks[at:at+n]).items()}; s = states(model, b); (w0, w) = heads(model)
+            y = drawn(model, s, g) if labels == 'sampled' else b['labels']; seen.clear()
             (HeadNll.apply(s[0][:, None], w0, y[:, :1]).sum() + HeadNll.apply(s[1], w, y[:, 1:]).sum()).backward()
             for name, u, grad in by_utterance(seen, b): yield at + u, name, grad
             at += n; bar.update(n)
 
-# %% ../nbs/07a_fisher.ipynb #2ae686b4
+# %% ../nbs/07a_fisher.ipynb #aa136d36
 def kept(kind: str, name: str, g: torch.Tensor, m) -> dict[str, torch.Tensor]:
     "What an estimate of `kind` sums up of one utterance's gradient"
     if kind == 'diagonal': return {name: g**2}
@@ -83,7 +86,8 @@ class Fisher:
     health: dict = field(default_factory=dict)
     def __post_init__(self):
         size = {n: self.full(n).numel() for n in self.names()}; step = 1 + sum(size.values())//4_000_000; sums, some = [], []
-        for n in size: x = self.full(n).flatten(); sums.append(x.double().sum().item()); some.append(x[::step].clone())          # one matrix at a time: a billion entries do not fit twice
+        # one matrix at a time: a billion entries do not fit twice
+        for n in size: x = self.full(n).flatten(); sums.append(x.double().sum().item()); some.append(x[::step].clone())
         self.trace = dict(zip(size, sums)); self.mean = sum(sums)/sum(size.values())
         if not self.mean > 0: raise ValueError('the Fisher information is 0 everywhere: no gradient reached the matrices')
         some = torch.cat(some); self.cap = some.kthvalue(max(1, round(.999*len(some))))[0].item()/self.mean
@@ -101,38 +105,49 @@ class Ones:
     def of(self, name: str) -> float: return 1.
 
 def fisher(model, items: list[Item], kind: str = 'diagonal', labels: str = 'sampled', tokens: int = 2048, seed: int = 0, show: bool = True) -> Fisher:
-    "Fisher information of `model` as it stands (adapter on or none) from `items`, with its health: trace, share by layer, correlation of the two halves of the items"
+    """Fisher information of `model` as it stands (adapter on or none) from `items`, with its health: trace, share by layer, correlation of the two halves of
+    the items"""
     halves, where = ({}, {}), matrices(model)
     for i, name, g in gradients(model, items, labels, tokens, seed, show):
         for k, v in kept(kind, name, g, where[name]).items(): h = halves[i % 2]; h[k] = h[k].add_(v) if k in h else v.clone()
     if len(items) < 2: raise ValueError('two utterances or more are needed: the health of the estimate is the agreement of its halves')
-    r = agreement(*(Fisher(h) for h in halves)); f = Fisher({k: halves[0].pop(k).add_(halves[1].pop(k)).div_(len(items)) for k in list(halves[0])}); total, layers = sum(f.trace.values()), {}
+    r = agreement(*(Fisher(h) for h in halves)); f = Fisher({k: halves[0].pop(k).add_(halves[1].pop(k)).div_(len(items)) for k in list(halves[0])})
+    total, layers = sum(f.trace.values()), {}
     for n, t in f.trace.items(): k = re.match(r'(.*layers\.\d+)', n)[1]; layers[k] = layers.get(k, 0) + t/total
-    f.health = dict(clips=len(items), kind=kind, labels=labels, trace=round(total, 3), split_half=round(r, 4), layers={k: round(v, 4) for k, v in layers.items()}); return f
+    f.health = dict(clips=len(items), kind=kind, labels=labels, trace=round(total, 3), split_half=round(r, 4),
+                    layers={k: round(v, 4) for k, v in layers.items()})
+    return f
 
 def agreement(a: Fisher, b: Fisher) -> float:
     "Correlation of two estimates over all entries (Pearson)"
     s = torch.zeros(6, dtype=torch.float64)
-    for n in a.names(): x, y = a.full(n).flatten().double().cpu(), b.full(n).flatten().double().cpu(); s += torch.stack([torch.tensor(float(x.numel())), x.sum(), y.sum(), x @ y, x @ x, y @ y])
+    for n in a.names():
+        x, y = a.full(n).flatten().double().cpu(), b.full(n).flatten().double().cpu()
+        s += torch.stack([torch.tensor(float(x.numel())), x.sum(), y.sum(), x @ y, x @ x, y @ y])
     n, x, y, xy, xx, yy = s.tolist(); return (xy - x*y/n)/((xx - x*x/n)*(yy - y*y/n))**.5
 
-# %% ../nbs/07a_fisher.ipynb #eba0ce74
+# %% ../nbs/07a_fisher.ipynb #2d921838
 def fisher_of(model, items: list[Item], base: str, kind: str = 'diagonal', seed: int = 0, folder: str|Path|None = None, show: bool = True) -> Fisher:
     "`fisher`, read from the cache where this `base` (its weights' hash), these items and settings were done before"
-    data = hashlib.sha256(b''.join(x.numpy().tobytes() for i in items for x in (i.ids, i.variants[0]))).hexdigest(); key = dict(base=base, data=data, kind=kind, labels='sampled', seed=seed)
+    data = hashlib.sha256(b''.join(x.numpy().tobytes() for i in items for x in (i.ids, i.variants[0]))).hexdigest()
+    key = dict(base=base, data=data, kind=kind, labels='sampled', seed=seed)
     f = Path(folder or root()/'_cache'/'fisher')/f'{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]}.safetensors'
     if f.exists():
         with safe_open(f, 'pt') as t:
-            if t.metadata().get('key') == json.dumps(key, sort_keys=True): return Fisher({k: t.get_tensor(k) for k in t.keys()}, json.loads(t.metadata()['health']))
+            if t.metadata().get('key') == json.dumps(key, sort_keys=True):
+                return Fisher({k: t.get_tensor(k) for k in t.keys()}, json.loads(t.metadata()['health']))
     r = fisher(model, items, kind, seed=seed, show=show); f.parent.mkdir(parents=True, exist_ok=True); tmp = f.with_suffix(f'.{os.getpid()}.tmp')
-    save_file({k: v.float().cpu().contiguous() for k, v in r.values.items()}, tmp, dict(key=json.dumps(key, sort_keys=True), health=json.dumps(r.health))); os.replace(tmp, f); return r
+    save_file({k: v.float().cpu().contiguous() for k, v in r.values.items()}, tmp, dict(key=json.dumps(key, sort_keys=True), health=json.dumps(r.health)))
+    os.replace(tmp, f); return r
 
-# %% ../nbs/07a_fisher.ipynb #31703352
+# %% ../nbs/07a_fisher.ipynb #9bbeb6a8
 def deltas(model) -> dict[str, torch.Tensor]:
     "s·B·A of every adapted matrix, `[out,in]`"
     return {n: s*B @ A for n, m in adapted(model).items() for s, A, B in [factors(m)]}
 
-def adapted(model) -> dict[str, torch.nn.Module]: return {n: m for n, m in matrices(model).items() if hasattr(m, 'lora_A')}
+def adapted(model) -> dict[str, torch.nn.Module]:
+    "Matrices that carry a LoRA adapter, by name"
+    return {n: m for n, m in matrices(model).items() if hasattr(m, 'lora_A')}
 
 class Ewc:
     "Penalty on the change of the weights under an importance; called after the backward pass, it adds its gradient and returns its value"
@@ -151,7 +166,8 @@ class Ewc:
 
 class FactorEwc(Ewc):
     "The ablation: importance of A and B themselves, taken where B = 0; A is not held at all"
-    def __init__(self, importance: Fisher, model, weight: float = 1.): self.importance, self.weight, self.start = importance, weight, {n: [x.clone() for x in factors(m)[1:]] for n, m in adapted(model).items()}
+    def __init__(self, importance: Fisher, model, weight: float = 1.):
+        self.importance, self.weight, self.start = importance, weight, {n: [x.clone() for x in factors(m)[1:]] for n, m in adapted(model).items()}
     @torch.no_grad()
     def __call__(self, model, add: bool = True) -> float:
         total = 0.

@@ -7,7 +7,7 @@ __all__ = ['RATE', 'SUPERB', 'UNTRIED', 'E2V', 'FUNASR', 'AUDEERING', 'AVD', 'WH
            'unfilled', 'heard', 'Ser', 'from_funasr', 'Emotion2vec', 'Head', 'Regressor', 'Avd', 'card_check', 'plain',
            'counts', 'wer', 'detector', 'speaks', 'windows', 'Whisper', 'Sim', 'Utmos']
 
-# %% ../nbs/11b_hub.ipynb #7756dad0
+# %% ../nbs/11b_hub.ipynb #5b6795da
 import json, re, string, unicodedata
 from functools import lru_cache
 from pathlib import Path
@@ -20,11 +20,11 @@ from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, 
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Model, Wav2Vec2PreTrainedModel
 from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
-from .core import EMOTIONS
-from .audio import SR
-from .metrics import METRICS, Unavailable, Utterance, load, register, status
 
-# %% ../nbs/11b_hub.ipynb #90e98ccb
+from .audio import SR
+from .metrics import Unavailable, Utterance, register
+
+# %% ../nbs/11b_hub.ipynb #0632f243
 RATE = 16_000          # every model here was trained at 16 kHz
 
 def fetch(model: str,                           # `id`, `id@revision` or a local folder
@@ -35,7 +35,8 @@ def fetch(model: str,                           # `id`, `id@revision` or a local
     name, _, rev = model.partition('@')
     try: return Path(snapshot_download(name, revision=rev or None, allow_patterns=['*.json', '*.txt', '*.yaml', weights]))
     except (OSError, HfHubHTTPError) as e:
-        raise Unavailable(f'{name} is not in the cache and cannot be had now ({type(e).__name__}); with a network, `HF_HUB_OFFLINE=0` lets it be fetched') from e
+        raise Unavailable(f'{name} is not in the cache and cannot be had now ({type(e).__name__}); with a network, `HF_HUB_OFFLINE=0` lets it be '
+                          'fetched') from e
 
 def network(cls, folder: Path, device: str = 'cpu'):
     "A transformers model from a local folder: float32, eval, and complete"
@@ -82,7 +83,7 @@ class Ser:
         inputs = self.prepare(x, sampling_rate=RATE, return_tensors='pt').to(self.net.device)
         return dict(zip(self.names, self.net(**inputs).logits[0].softmax(-1).tolist()))
 
-# %% ../nbs/11b_hub.ipynb #4ddf8839
+# %% ../nbs/11b_hub.ipynb #8c080a83
 E2V = 'emotion2vec/emotion2vec_plus_large@6c303ba987b86b93193de93e34bb2b077a6bedc4'      # tokens.txt before this commit's parent had five classes
 FUNASR = {n: n for n in ('angry', 'fearful', 'happy', 'neutral', 'other', 'sad', 'surprised', 'unknown')} | {'disgusted': 'disgust', '<unk>': 'unknown'}
 
@@ -97,7 +98,8 @@ def from_funasr(result: list) -> dict:
     return p
 
 @register('emotion2vec', what='emotion heard by emotion2vec+ large', unit='probability per class', better='', low=0, high=1,
-          licence='code MIT; weights FunASR Model License 1.1 (attribution; "reference and learning")', packages=(('funasr', 'pip install funasr'),), hub=(E2V,),
+          licence='code MIT; weights FunASR Model License 1.1 (attribution; "reference and learning")',
+          packages=(('funasr', 'pip install funasr'),), hub=(E2V,),
           validated='mapping on a hand-made result; path once by hand (funasr 1.4.16, tiny random weights); not yet run with its own', default=False)
 class Emotion2vec:
     "Probabilities of seven emotions, `other` and `unknown`"
@@ -165,16 +167,18 @@ def wer(refs: list[str],       # what should have been said
     n = [counts(normal(r), normal(h)) for r, h in zip(refs, hyps, strict=True)]; e, w = np.array(n).sum(0)
     return dict(mean_of_utterances=float(np.mean([a/b for a, b in n])), corpus=float(e/w))
 
-# %% ../nbs/11b_hub.ipynb #6d1403f6
+# %% ../nbs/11b_hub.ipynb #7d4ce208
 @lru_cache(maxsize=1)
 def detector():
+    "Silero's voice activity detector, loaded once"
     from silero_vad import load_silero_vad
     return load_silero_vad()
 
 def speaks(x: np.ndarray, threshold: float = .3) -> bool:
     "Is there at least 0.1 s of speech in a 16 kHz clip?"
     from silero_vad import get_speech_timestamps
-    return bool(get_speech_timestamps(torch.from_numpy(np.ascontiguousarray(x)), detector(), threshold=threshold, sampling_rate=RATE, min_speech_duration_ms=100))
+    return bool(get_speech_timestamps(torch.from_numpy(np.ascontiguousarray(x)), detector(), threshold=threshold, sampling_rate=RATE,
+                                      min_speech_duration_ms=100))
 
 def windows(x: np.ndarray, most: float = 30., look: float = 5.) -> list[np.ndarray]:
     "Pieces of at most `most` seconds of a 16 kHz clip, each cut at the quietest 50 ms of its last `look` seconds"

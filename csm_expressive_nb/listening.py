@@ -59,7 +59,7 @@ def plan_hash(plan: dict) -> str:
         raise ValueError(f'not a plan of make_test: {bad[0]!r} is no id')
     return sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:16]
 
-# %% ../nbs/14_listening.ipynb #6c1aafed
+# %% ../nbs/14_listening.ipynb #d2752804
 def pair_up(clips: list[dict], systems: tuple) -> dict:  # {wanted emotion: [(clip of the first system, clip of the second)]}
     "Pairs of the same text, voice and seed"
     at, out, (a, b) = {}, defaultdict(list), systems
@@ -70,7 +70,8 @@ def pair_up(clips: list[dict], systems: tuple) -> dict:  # {wanted emotion: [(cl
     for (who, *k, e), s in at.items():
         if who == b and (w := next((w for w in (e, 'neutral', '') if (a, *k, w) in at), None)) is not None: out[e].append((at[a, *k, w], s))
     if not out:
-        raise ValueError(f'no text is spoken by both {a!r} and {b!r} with the same voice, seed and emotion; systems here: {sorted({s["system"] for s in clips})}')
+        raise ValueError(f'no text is spoken by both {a!r} and {b!r} with the same voice, seed and emotion; systems here: '
+                         f'{sorted({s["system"] for s in clips})}')
     return out
 
 def spread(by: dict, n: int, rng: random.Random) -> list[tuple]:  # [(pair, swapped)]
@@ -79,11 +80,12 @@ def spread(by: dict, n: int, rng: random.Random) -> list[tuple]:  # [(pair, swap
     if not 1 <= n <= len(chosen): raise ValueError(f'n = {n}, but there are {len(chosen)} pairs: speak more sentences, or ask for 1 to {len(chosen)}')
     return list(zip(chosen[:n], rng.sample([k % 2 == 1 for k in range(n)], n)))
 
-# %% ../nbs/14_listening.ipynb #7b16fe8a
+# %% ../nbs/14_listening.ipynb #42cc7089
 def make_test(clips: list[dict],                                  # stimuli, dicts with `FIELDS`
               systems: tuple[str, str] = ('base', 'adapter'),     # results are the second over the first
               kinds: tuple = ('emotion', 'cmos', 'intensity'),    # asked in this order, shuffled within
-              n: int = 12,                                        # pairs per kind, spread over the emotions; `emotion` hears both clips of a pair, one at a time
+              # pairs per kind, spread over the emotions; `emotion` hears both clips of a pair, one at a time
+              n: int = 12,
               catch: float = .2,                                  # catch trials per trial, rounded up
               anchors: list[dict] = (),                           # recordings of clear emotion, catch trials of `emotion`
               emotions: list[str] = EMOTIONS, seed: int = 0) -> tuple[dict, dict]:
@@ -135,7 +137,7 @@ def sound_ids(plan: dict, folder: str|Path) -> list[str]:
     if lost: raise FileNotFoundError(f'{folder} lacks {len(lost)} of {len(ids)} clips of the plan: write them with render_test')
     return ids
 
-# %% ../nbs/14_listening.ipynb #4251c0f1
+# %% ../nbs/14_listening.ipynb #73e0f443
 COLUMNS = 'plan rater trial kind a b answer seconds plays time'.split()      # seconds from question to answer; presses of the play buttons; UTC, ISO 8601
 RATER = re.compile(r'[A-Za-z0-9_][A-Za-z0-9_ .-]{0,63}')                     # no name can be a formula in a spreadsheet
 
@@ -150,6 +152,7 @@ def turns(plan: dict, rater: str) -> list[dict]:
     k = [q['kind'] for q in plan['kinds']]; return sorted(plan['trials'], key=lambda t: (k.index(t['kind']), fnv(t['id'] + rater)))
 
 def checker(plan: dict):  # function of a row: the reason why it cannot count, or ''
+    "Why a row cannot count, as a function of the row"
     h, t, legal = plan_hash(plan), {t['id']: t for t in plan['trials']}, {q['kind']: [v for v, _ in q['options']] for q in plan['kinds']}
     def wrong(r: dict) -> str:
         if None in r or None in r.values() or not re.fullmatch(r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z', r['time']): return 'torn row'
@@ -162,8 +165,9 @@ def checker(plan: dict):  # function of a row: the reason why it cannot count, o
         return '' if re.fullmatch(r'\d+(\.\d+)?', r['seconds']) and r['plays'].isdecimal() else 'seconds or plays are no numbers'
     return wrong
 
-# %% ../nbs/14_listening.ipynb #e0242664
+# %% ../nbs/14_listening.ipynb #6bddec15
 def read_rows(path: Path) -> list[dict]:
+    "Rows of a rater's file; ValueError for one that is none"
     with open(path, newline='', encoding='utf-8-sig') as f: r = csv.DictReader(f); rows, names = list(r), r.fieldnames
     if names != COLUMNS: raise ValueError(f'{path} is no file of answers: its first line must be {",".join(COLUMNS)}')
     return rows
@@ -184,7 +188,9 @@ def answered(path: Path, plan: dict, rater: str) -> set:
         raise ValueError(f'{path} holds answers to another plan than {plan_hash(plan)}: choose another `out`, or load the plan it belongs to')
     return {r['trial'] for r in rows if r['rater'] == rater and not wrong(r)}
 
-def now() -> str: return datetime.now(timezone.utc).strftime('%Y-%m-%dT%H:%M:%S.%f')[:-3] + 'Z'
+def now() -> str:
+    "The time in UTC, to the millisecond"
+    return datetime.now(timezone.utc).strftime('%Y-%m-%dT%H:%M:%S.%f')[:-3] + 'Z'
 
 # %% ../nbs/14_listening.ipynb #1ead9da5
 class ListeningTest(W.VBox):
@@ -309,10 +315,11 @@ def listening_page(plan: dict, folder: str|Path,   # of `render_test`
     data = dict(plan=plan, hash=plan_hash(plan), columns=COLUMNS, sounds=sounds)
     return atomic_write(path, PAGE.replace('__DATA__', json.dumps(data).replace('<', '\\u003c')))
 
-# %% ../nbs/14_listening.ipynb #242d9f0c
+# %% ../nbs/14_listening.ipynb #33d7f052
 KNOWN = 'catch pair emotion system text voice'.split()
 
-def read_answers(*files: str|Path, plan: dict, key: dict) -> tuple[pd.DataFrame, pd.DataFrame]:  # (answers with what the key knows of them, rows that do not count)
+def read_answers(*files: str|Path, plan: dict,
+                 key: dict) -> tuple[pd.DataFrame, pd.DataFrame]:  # (answers with what the key knows of them, rows that do not count)
     "Answers of any number of CSV files; ValueError for a file of something else or a key of another plan"
     wrong, taken, good, bad, sign = checker(plan), {}, [], [], {'a': -1, 'same': 0, 'b': 1}
     if key['plan'] != plan_hash(plan):
@@ -341,7 +348,7 @@ def alpha(values, units, interval: bool = False) -> float|None:
     apart = lambda g: float(((g[:, None] - g[None])**2).sum() if interval else (g[:, None] != g[None]).sum()); every = np.concatenate(groups); m = len(every)
     far = apart(every)/(m*(m - 1)); return round(1 - sum(apart(g)/(len(g) - 1) for g in groups)/m/far, 4) if far else None
 
-# %% ../nbs/14_listening.ipynb #01ebd449
+# %% ../nbs/14_listening.ipynb #66b214c6
 def simulated(plan: dict, key: dict, raters: int = 10, cmos: float = .8,      # mean of the comparison scale before rounding
               heard: tuple = (.3, .7),                                        # chance of hearing the wanted emotion, by system
               stronger: float = .7,                                           # chance of calling the second system's clip more intense
@@ -358,7 +365,8 @@ def simulated(plan: dict, key: dict, raters: int = 10, cmos: float = .8,      # 
             elif t['kind'] == 'cmos':
                 v = round(np.clip(.2 + (0 if k['catch'] else side*(cmos + own + lean[k['text']])) + rng.normal(0, .5 if k['catch'] else 1), -3, 3))
             elif t['kind'] == 'emotion':
-                v = k.get('expected', k.get('emotion')) if rng.random() < (.9 if k['catch'] else heard[key['systems'].index(k['system'])]) else rng.choice(others)
+                v = k.get('expected', k.get('emotion')) if rng.random() < (.9 if k['catch']
+                                                                           else heard[key['systems'].index(k['system'])]) else rng.choice(others)
             elif k['catch'] or rng.random() < .2: v = 'same' if rng.random() < .85 else rng.choice(['a', 'b'])
             else: v = 'b' if (rng.random() < stronger) == (side == 1) else 'a'
             tail = [str(v), f'{rng.uniform(3, 9):.2f}', str(len(t['clips'])), f'2026-01-01T00:00:00.{len(rows) % 1000:03}Z']
@@ -366,6 +374,7 @@ def simulated(plan: dict, key: dict, raters: int = 10, cmos: float = .8,      # 
     return rows
 
 def save_answers(rows: list[list], path: str|Path) -> Path:
+    "Write answers as the page does"
     b = io.StringIO(); csv.writer(b, lineterminator='\n').writerows([COLUMNS, *rows]); return atomic_write(path, b.getvalue())
 
 # %% ../nbs/14_listening.ipynb #e19db5ca
@@ -395,7 +404,7 @@ def identification(a: pd.DataFrame, key: dict) -> dict:
     gain = two_way(both[second] - both[first], both.rater, both.text) if len(both) else None
     return dict(shares=lines, chance=round(1/len(key['emotions']), 4), confusion=confusion, gain=gain, alpha=alpha(a.answer, a.trial))
 
-# %% ../nbs/14_listening.ipynb #bd3d7fd0
+# %% ../nbs/14_listening.ipynb #a79d1aba
 def analyse(answers: pd.DataFrame, key: dict,      # of `read_answers`
             allowed: float = .4) -> dict:          # largest share of failed catch trials
     "Everything the answers say, ready for JSON; ValueError where no rater is left"
@@ -408,12 +417,14 @@ def analyse(answers: pd.DataFrame, key: dict,      # of `read_answers`
                raters=json.loads(t.to_json(orient='records')), incomplete=[r.rater for r in t.itertuples() if r.answers < len(key['trials'])])
     if len(c := part['cmos']):
         m = c.groupby('rater').score; p = 1. if not m.median().any() else float(wilcoxon(m.median()).pvalue)      # every median 0: no evidence at all
-        out['cmos'] = two_way(c.score, c.rater, c.text) | dict(p=round(p, 5), test='Wilcoxon signed-rank, medians of the raters', alpha=alpha(c.score, c.trial, True),
+        out['cmos'] = two_way(c.score, c.rater, c.text) | dict(p=round(p, 5), test='Wilcoxon signed-rank, medians of the raters',
+                                                               alpha=alpha(c.score, c.trial, True),
                                                                rater_means_sd=round(float(m.mean().std()), 3) if len(m) > 1 else None)
     if len(e := part['emotion']): out['emotion'] = identification(e, key)
     if len(i := part['intensity']):
         n = {s: int((i.score == v).sum()) for s, v in zip((key['systems'][0], 'the same', key['systems'][1]), (-1, 0, 1))}; second = key['systems'][1]
-        out['intensity'] = dict(answers=n, shares={s: wilson(k, len(i)) for s, k in n.items()}, score=two_way(i.score, i.rater, i.text), alpha=alpha(i.score, i.trial),
+        out['intensity'] = dict(answers=n, shares={s: wilson(k, len(i)) for s, k in n.items()}, score=two_way(i.score, i.rater, i.text),
+                                alpha=alpha(i.score, i.trial),
                                 decided=wilson(n[second], len(i) - n['the same']) if len(i) > n['the same'] else None)
     return out
 

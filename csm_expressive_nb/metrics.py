@@ -58,7 +58,7 @@ class Metric:
     default: bool = True                # measured without being asked for
     few: int = 0                        # where it is slow: at most so many utterances of a system, evenly spread
 
-# %% ../nbs/11_metrics.ipynb #856e22a2
+# %% ../nbs/11_metrics.ipynb #755d05a5
 METRICS: dict[str, Metric] = {}
 class Unavailable(ValueError): "A metric whose package, weights or input are not here; the message says what to do"
 
@@ -67,7 +67,8 @@ def register(name: str, **facts):
     def add(cls): METRICS[name] = Metric(name, make=cls, what=facts.pop('what', cls.__doc__), **facts); return cls
     return add
 
-FORMS = (('config.json', 'model.safetensors'), ('config.json', 'pytorch_model.bin'), ('config.json', 'model.safetensors.index.json'), ('config.yaml', 'model.pt'), ('fold0_s42_best_model.pth',))
+FORMS = (('config.json', 'model.safetensors'), ('config.json', 'pytorch_model.bin'), ('config.json', 'model.safetensors.index.json'),
+         ('config.yaml', 'model.pt'), ('fold0_s42_best_model.pth',))
 
 def cached(repo: str) -> bool:
     "A model (`id` or `id@revision`) is in the local hub cache with description and weights, or `repo` is a folder"
@@ -88,8 +89,9 @@ def load(name: str, download: bool = False, **kw):
     if s != 'available' and not (download and s.startswith('needs download')): raise Unavailable(f'{name} ({METRICS[name].licence}): {s}')
     return METRICS[name].make(**kw)
 
-# %% ../nbs/11_metrics.ipynb #cd8d01cd
-PROSODY = dict(f0='Hz, median', f0_sd='semitones', energy='dB re full scale', rate='letters per second', tilt='dB, 2-5 kHz over 80-1000 Hz', final_rise='semitones, last 30 % against the rest', pauses='seconds of gaps of 150 ms and more')
+# %% ../nbs/11_metrics.ipynb #4188567a
+PROSODY = dict(f0='Hz, median', f0_sd='semitones', energy='dB re full scale', rate='letters per second', tilt='dB, 2-5 kHz over 80-1000 Hz',
+               final_rise='semitones, last 30 % against the rest', pauses='seconds of gaps of 150 ms and more')
 
 def gaps(x: np.ndarray, top_db: float = 35., least: float = .15) -> float:
     "Seconds of silence inside a clip, in gaps of `least` seconds or more"
@@ -104,7 +106,8 @@ def once(f):
         return last[1]
     return g
 
-@register('prosody', unit='; '.join(f'{k}: {u}' for k, u in PROSODY.items()), better='', low=-np.inf, high=np.inf, licence='pyworld MIT, librosa ISC', wants=('text',), validated='tones and glides of known F0, level and length')
+@register('prosody', unit='; '.join(f'{k}: {u}' for k, u in PROSODY.items()), better='', low=-np.inf, high=np.inf, licence='pyworld MIT, librosa ISC',
+          wants=('text',), validated='tones and glides of known F0, level and length')
 class Prosody:
     "F0, level, rate, tilt, final movement, pauses"
     @once
@@ -120,7 +123,7 @@ def prosody(x: np.ndarray, text: str) -> dict:
                 rate=len(re.sub(r'[^a-z]', '', text.lower()))/(len(y)/SR), tilt=float(10*np.log10(band(2000, 5000)/band(80, 1000))),
                 final_rise=float((v[cut:].mean() - v[:cut].mean())*st) if ok else np.nan, pauses=gaps(y))
 
-# %% ../nbs/11_metrics.ipynb #71ba45b2
+# %% ../nbs/11_metrics.ipynb #1fde26e8
 def phonemes(s: str) -> list[str]:  # IPA symbols
     "One symbol per phoneme: ties, stress and length marks dropped, rhotic vowels as r"
     return [c for c in s.replace('ɝ', 'ɹ').replace('ɚ', 'ɹ') if c.isalpha() and c != '͡']
@@ -130,7 +133,8 @@ def error_rate(said: list, right: list) -> float:
     import jiwer
     return jiwer.wer(' '.join(right), ' '.join(said) or '-')
 
-@register('per', unit='edits per phoneme', better='lower', low=0, high=np.inf, licence='hama Apache-2.0, its training data is not stated', wants=('text',), few=24,
+@register('per', unit='edits per phoneme', better='lower', low=0, high=np.inf, licence='hama Apache-2.0, its training data is not stated',
+          wants=('text',), few=24,
           validated='0 for identical phonemes; right against wrong text on real clips; noise, cuts and repetitions in the sanity report')
 class PhonemeErrorRate:
     "Phoneme error rate: hama's recogniser against its own G2P of the text"
@@ -139,8 +143,9 @@ class PhonemeErrorRate:
     def right(self, text): return phonemes(self.g2p(re.sub(r"[^a-z' ]", '', text.lower())).ipa)
     def __call__(self, u): return error_rate(self.heard(u.audio), self.right(u.text))
 
-# %% ../nbs/11_metrics.ipynb #0d3259bd
-@register('words', unit='share of sentences', better='higher', low=0, high=1, licence='pocketsphinx BSD-2', wants=('text',), few=24, validated='right against wrong text on recordings; refuses words outside its dictionary')
+# %% ../nbs/11_metrics.ipynb #39739a31
+@register('words', unit='share of sentences', better='higher', low=0, high=1, licence='pocketsphinx BSD-2', wants=('text',), few=24,
+          validated='right against wrong text on recordings; refuses words outside its dictionary')
 class ForcedChoice:
     "Which of `texts` was said? pocketsphinx under a JSGF grammar of exactly these sentences"
     def __init__(self, texts: list[str]):
@@ -166,13 +171,16 @@ class ForcedChoice:
         "Those of `texts` whose words are all in the dictionary"
         d = cls(['yes', 'no']).decoder; return [t for t in dict.fromkeys(texts) if cls.normal(t) and all(d.lookup_word(w) for w in cls.normal(t).split())]
 
-# %% ../nbs/11_metrics.ipynb #c735347f
-@register('vad', unit='speech: seconds; speech_share: share of the clip; trailing: seconds after the last speech', better='', low=0, high=np.inf, licence='silero-vad MIT', packages=(('silero_vad', 'pip install silero-vad'),),
+# %% ../nbs/11_metrics.ipynb #41bd4aa0
+@register('vad', unit='speech: seconds; speech_share: share of the clip; trailing: seconds after the last speech', better='', low=0, high=np.inf,
+          licence='silero-vad MIT', packages=(('silero_vad', 'pip install silero-vad'),),
           validated='silence, noise and tones hold none; padding adds exactly its length of silence')
 class VoiceActivity:
     "Speech found in the clip, and silence after it"
     def __init__(self): import silero_vad; self.find, self.model = silero_vad.get_speech_timestamps, silero_vad.load_silero_vad()
-    def spans(self, x): return self.find(torch.from_numpy(soxr.resample(np.pad(np.asarray(x, np.float32)*min(1, .5/max(1e-9, np.abs(x).max())) if np.abs(x).max() > .5 else np.asarray(x, np.float32), SR//4), SR, 16_000)), self.model, min_speech_duration_ms=60)
+    def spans(self, x):
+        x = np.asarray(x, np.float32); peak = np.abs(x).max(); x = x*min(1, .5/max(1e-9, peak)) if peak > .5 else x
+        return self.find(torch.from_numpy(soxr.resample(np.pad(x, SR//4), SR, 16_000)), self.model, min_speech_duration_ms=60)
     @once
     def __call__(self, u):
         s = [(max(0, a['start']/16_000 - .25), min(len(u.audio)/SR, a['end']/16_000 - .25)) for a in self.spans(u.audio)]; n = sum(b - a for a, b in s)
@@ -188,22 +196,27 @@ class RealTimeFactor:
     "Time to generate a second of audio"
     def __call__(self, u): return u.seconds/(len(u.audio)/SR)
 
-# %% ../nbs/11_metrics.ipynb #05725e4e
+# %% ../nbs/11_metrics.ipynb #0a86175c
 GE2E_HASH = '39373b86598fa3da9fcddee6142382efe09777e8d37dc9c0561f41f0070f134e'
 
-@register('speaker', unit='cosine', better='higher', low=-1, high=1, licence='resemblyzer Apache-2.0', wants=('near',), few=24, packages=(('resemblyzer', 'pip install --no-deps resemblyzer==0.1.4'),), validated='1 with itself; same against different voices on real clips')
+@register('speaker', unit='cosine', better='higher', low=-1, high=1, licence='resemblyzer Apache-2.0', wants=('near',), few=24,
+          packages=(('resemblyzer', 'pip install --no-deps resemblyzer==0.1.4'),), validated='1 with itself; same against different voices on real clips')
 class SpeakerSimilarity:
     "Cosine of GE2E embeddings: the clip and the mean of neutral clips of its voice"
     def __init__(self):
         data = Path(find_spec('resemblyzer').origin).with_name('pretrained.pt'); self.known = {}
-        if hashlib.sha256(data.read_bytes()).hexdigest() != GE2E_HASH: raise Unavailable('resemblyzer holds other weights than version 0.1.4: pip install --no-deps --force-reinstall resemblyzer==0.1.4')
-        w = torch.load(data, map_location='cpu', weights_only=True)['model_state']; self.lstm, self.linear = torch.nn.LSTM(40, 256, 3, batch_first=True).eval(), torch.nn.Linear(256, 256)
+        if hashlib.sha256(data.read_bytes()).hexdigest() != GE2E_HASH:
+            raise Unavailable('resemblyzer holds other weights than version 0.1.4: pip install --no-deps --force-reinstall resemblyzer==0.1.4')
+        w = torch.load(data, map_location='cpu', weights_only=True)['model_state']
+        self.lstm, self.linear = torch.nn.LSTM(40, 256, 3, batch_first=True).eval(), torch.nn.Linear(256, 256)
         for name in ('lstm', 'linear'): getattr(self, name).load_state_dict({k.removeprefix(name + '.'): v for k, v in w.items() if k.startswith(name + '.')})
     @torch.no_grad()
     def embed(self, x: np.ndarray) -> np.ndarray:  # [256], length 1
         "Mean over windows of 1.6 s, .77 s apart"
-        y = soxr.resample(trim(np.asarray(x, np.float32), margin=0.), SR, 16_000); y = y*10**((-30 - rms_db(y))/20)                # theirs only raises the level: a quieter clip would be another voice
-        mel = librosa.feature.melspectrogram(y=np.pad(y, (0, max(0, 25_600 - len(y)))), sr=16_000, n_fft=400, hop_length=160, n_mels=40).T.astype(np.float32); at = range(0, max(1, len(mel) - 159), 77)
+        # theirs only raises the level: a quieter clip would be another voice
+        y = soxr.resample(trim(np.asarray(x, np.float32), margin=0.), SR, 16_000); y = y*10**((-30 - rms_db(y))/20)
+        mel = librosa.feature.melspectrogram(y=np.pad(y, (0, max(0, 25_600 - len(y)))), sr=16_000, n_fft=400, hop_length=160, n_mels=40).T.astype(np.float32)
+        at = range(0, max(1, len(mel) - 159), 77)
         e = torch.relu(self.linear(self.lstm(torch.from_numpy(np.stack([mel[i:i+160] for i in at])))[1][0][-1])); e = (e/e.norm(dim=1, keepdim=True)).mean(0)
         return (e/e.norm()).numpy()
     def centre(self, near): m = np.mean([self.embed(x) for x, _ in near], 0); return m/np.linalg.norm(m)
@@ -211,8 +224,9 @@ class SpeakerSimilarity:
         if (k := id(u.near)) not in self.known: self.known[k] = (u.near, self.centre(u.near))      # the tuple is kept: its id stays its own
         return float(self.embed(u.audio) @ self.known[k][1])
 
-# %% ../nbs/11_metrics.ipynb #f22735f2
-@register('mos', unit='predicted opinion, 1-5', better='higher', low=1, high=5, licence='distillmos MIT', packages=(('distillmos', 'pip install distillmos'),), few=5, validated='clean over noisy real speech; no score without speech')
+# %% ../nbs/11_metrics.ipynb #62d3e05e
+@register('mos', unit='predicted opinion, 1-5', better='higher', low=1, high=5, licence='distillmos MIT', packages=(('distillmos', 'pip install distillmos'),),
+          few=5, validated='clean over noisy real speech; no score without speech')
 class DistillMos:
     "Predicted mean opinion score (DistillMOS), level set to -26 dB first; NaN where no speech is found"
     def __init__(self):
@@ -226,7 +240,7 @@ class DistillMos:
         y = soxr.resample(np.asarray(u.audio, np.float32), SR, 16_000); y = np.clip(y*10**((-26 - rms_db(y))/20), -1, 1)
         return float(self.model(torch.from_numpy(y)[None])[0])
 
-# %% ../nbs/11_metrics.ipynb #eec1dcc7
+# %% ../nbs/11_metrics.ipynb #d6ac446c
 def cepstrum(logmel: np.ndarray, n: int = 13) -> np.ndarray:  # [bands, frames] natural log of magnitudes -> [n, frames]
     "Coefficients 1..n of log|X| = c0 + 2 sum_k c_k cos(...); level is in c0, which is left out"
     return librosa.feature.mfcc(S=logmel, n_mfcc=n + 1)[1:]/np.sqrt(2*len(logmel))               # librosa's DCT is orthonormal
@@ -241,27 +255,33 @@ def cepstral_distance(a: np.ndarray, b: np.ndarray) -> float:
     _, path = librosa.sequence.dtw(a, b); d = a[:, path[:, 0]] - b[:, path[:, 1]]
     return float((10/np.log(10)*np.sqrt(2*(d**2).sum(0))).mean())
 
-@register('mcd', unit='dB', better='lower', low=0, high=np.inf, licence='librosa ISC', wants=('reference',), validated='0 with itself and under gain; the closed form for a shift of one coefficient')
+@register('mcd', unit='dB', better='lower', low=0, high=np.inf, licence='librosa ISC', wants=('reference',),
+          validated='0 with itself and under gain; the closed form for a shift of one coefficient')
 class MelCepstralDistance:
     "Mel-cepstral distance to the same sentence by the same voice"
     def __call__(self, u): return cepstral_distance(cepstra(u.audio), cepstra(u.reference))
 
-# %% ../nbs/11_metrics.ipynb #e3bc0068
-@register('voice_quality', unit='hnr: dB; jitter, shimmer: share', better='', low=-np.inf, high=np.inf, licence='praat-parselmouth GPL-3', packages=(('parselmouth', "pip install -e '.[eval-gpl]'"),), default=False, validated='a harmonic tone against the same tone in noise')
+# %% ../nbs/11_metrics.ipynb #47d249cf
+@register('voice_quality', unit='hnr: dB; jitter, shimmer: share', better='', low=-np.inf, high=np.inf, licence='praat-parselmouth GPL-3',
+          packages=(('parselmouth', "pip install -e '.[eval-gpl]'"),), default=False, validated='a harmonic tone against the same tone in noise')
 class VoiceQuality:
     "Praat's harmonics-to-noise ratio, local jitter and shimmer"
     def __init__(self): import parselmouth; self.praat = parselmouth
     def __call__(self, u):
-        s = self.praat.Sound(np.asarray(u.audio, np.float64), SR); call = self.praat.praat.call; h = s.to_harmonicity().values; p = call(s, 'To PointProcess (periodic, cc)', 60, 500)
-        return dict(hnr=float(h[h > -200].mean()) if (h > -200).any() else float('nan'), jitter=call(p, 'Get jitter (local)', 0, 0, .0001, .02, 1.3), shimmer=call([s, p], 'Get shimmer (local)', 0, 0, .0001, .02, 1.3, 1.6))
+        s = self.praat.Sound(np.asarray(u.audio, np.float64), SR); call = self.praat.praat.call; h = s.to_harmonicity().values
+        p = call(s, 'To PointProcess (periodic, cc)', 60, 500)
+        return dict(hnr=float(h[h > -200].mean()) if (h > -200).any() else float('nan'), jitter=call(p, 'Get jitter (local)', 0, 0, .0001, .02, 1.3),
+                    shimmer=call([s, p], 'Get shimmer (local)', 0, 0, .0001, .02, 1.3, 1.6))
 
-@register('egemaps', unit='88 functionals, see their names', better='', low=-np.inf, high=np.inf, licence='opensmile: audEERING research licence, non-commercial', packages=(('opensmile', "pip install -e '.[eval-nc]'"),), default=False, validated='as published (Eyben et al. 2016)')
+@register('egemaps', unit='88 functionals, see their names', better='', low=-np.inf, high=np.inf,
+          licence='opensmile: audEERING research licence, non-commercial', packages=(('opensmile', "pip install -e '.[eval-nc]'"),), default=False,
+          validated='as published (Eyben et al. 2016)')
 class EGeMaps:
     "eGeMAPSv02 functionals"
     def __init__(self): import opensmile; self.smile = opensmile.Smile(opensmile.FeatureSet.eGeMAPSv02, opensmile.FeatureLevel.Functionals)
     def __call__(self, u): return {k: float(v) for k, v in self.smile.process_signal(u.audio, SR).iloc[0].items()}
 
-# %% ../nbs/11_metrics.ipynb #329523d8
+# %% ../nbs/11_metrics.ipynb #99cddb63
 def lacks(m: Metric, u: Utterance) -> list[str]:
     "Fields that the metric wants and the utterance does not have"
     return [w for w in m.wants if (v := getattr(u, w)) is None or (isinstance(v, (str, tuple)) and not v)]
@@ -283,24 +303,31 @@ def measure_few(jobs: list[tuple], metrics: dict, download: bool, homes: list[st
         row, took = {}, {}
         for k in names:
             if (key := (k, pickle.dumps(metrics[k]))) not in READY: READY[key] = load(k, download, **metrics[k]); READY[key](replace(u))
-            t = time.perf_counter(); v = READY[key](u); took[k] = time.perf_counter() - t; row |= {k: v} if not isinstance(v, dict) else {f'{k}_{q}': w for q, w in v.items()} if METRICS[k].hub else v
+            t = time.perf_counter(); v = READY[key](u); took[k] = time.perf_counter() - t
+            row |= {k: v} if not isinstance(v, dict) else {f'{k}_{q}': w for q, w in v.items()} if METRICS[k].hub else v
         out.append((i, row, took))
     torch.set_num_threads(n); return out
 
-def measure(us: list[Utterance], metrics: dict[str, dict], jobs: int = 0, download: bool = False, few: bool = True, show: bool = True) -> tuple[list[dict], dict]:  # (row per clip, facts per metric)
-    "Every metric in `metrics` (name to arguments) on every clip that has what it wants, in `jobs` processes (0: one per core, fewer for few clips, as starting one takes seconds); slow ones on some clips of each system unless `few` is off; the figures of hub models carry the metric's name in front"
+def measure(us: list[Utterance], metrics: dict[str, dict], jobs: int = 0, download: bool = False, few: bool = True, show: bool = True) -> tuple[list[dict],
+        dict]:  # (row per clip, facts per metric)
+    """Every metric in `metrics` (name to arguments) on every clip that has what it wants, in `jobs` processes (0: one per core, fewer for few clips, as
+    starting one takes seconds); slow ones on some clips of each system unless `few` is off; the figures of hub models carry the metric's name in front"""
     jobs = jobs or max(1, min(os.cpu_count() or 1, len(us)//64))
     for k in metrics:
         if (s := status(k)) != 'available' and not (download and s.startswith('needs download')): raise Unavailable(f'{k} ({METRICS[k].licence}): {s}')
-    fit = {k: {i for i in spread(us, METRICS[k].few*few) if not lacks(METRICS[k], us[i])} for k in metrics}; todo = [(i, u, [k for k in metrics if i in fit[k]]) for i, u in enumerate(us)]
-    n = min(16, -(-len(todo)//jobs)); chunks = [todo[i:i+n] for i in range(0, len(todo), n)]; rows, took = [{}]*len(us), {k: 0. for k in metrics}; homes = sorted({METRICS[k].make.__module__ for k in metrics} - {'__main__'})
+    fit = {k: {i for i in spread(us, METRICS[k].few*few) if not lacks(METRICS[k], us[i])} for k in metrics}
+    todo = [(i, u, [k for k in metrics if i in fit[k]]) for i, u in enumerate(us)]
+    n = min(16, -(-len(todo)//jobs)); chunks = [todo[i:i+n] for i in range(0, len(todo), n)]; rows, took = [{}]*len(us), {k: 0. for k in metrics}
+    homes = sorted({METRICS[k].make.__module__ for k in metrics} - {'__main__'})
     with tqdm(total=len(us), desc='measure', unit='clip', disable=not show) as bar:
         for part in Parallel(jobs, return_as='generator_unordered')(delayed(measure_few)(c, metrics, download, homes) for c in chunks):
             for i, row, t in part: rows[i] = row; bar.update(); took |= {k: took[k] + v for k, v in t.items()}
     audio = {k: sum(len(us[i].audio) for i in v)/SR for k, v in fit.items()}
-    return rows, {k: dict(clips=len(v), skipped=(s := sum(bool(lacks(METRICS[k], u)) for u in us)), thinned=len(us) - len(v) - s, lacking=sorted({w for u in us for w in lacks(METRICS[k], u)}), cost=took[k]/audio[k] if audio[k] else None) for k, v in fit.items()}
+    return rows, {k: dict(clips=len(v), skipped=(s := sum(bool(lacks(METRICS[k], u)) for u in us)), thinned=len(us) - len(v) - s,
+                          lacking=sorted({w for u in us for w in lacks(METRICS[k], u)}), cost=took[k]/audio[k] if audio[k] else None) for k, v in fit.items()}
 
-# %% ../nbs/11_metrics.ipynb #06c198bd
+# %% ../nbs/11_metrics.ipynb #07dc290f
 def registry() -> list[dict]:
     "A row per metric: what it is, unit, direction, range, licence, needs, validation, status"
-    return [dict(metric=m.name, what=m.what, unit=m.unit, better=m.better or 'describes', range=f'{m.low:g} to {m.high:g}', licence=m.licence, wants=', '.join(m.wants), validated=m.validated, status=status(m.name)) for m in METRICS.values()]
+    return [dict(metric=m.name, what=m.what, unit=m.unit, better=m.better or 'describes', range=f'{m.low:g} to {m.high:g}', licence=m.licence,
+                 wants=', '.join(m.wants), validated=m.validated, status=status(m.name)) for m in METRICS.values()]

@@ -8,8 +8,8 @@ __all__ = ['PRESETS', 'TAG', 'PROJECTIONS', 'PARTS', 'TINY', 'TINY_DEPTH', 'TINY
            'logits', 'HeadNll', 'codebook_nll', 'padded', 'lora_config', 'add_lora', 'trainable', 'weights_hash',
            'load_adapter', 'scaled', 'unfreeze', 'checkpointing', 'reduce_precision', 'nll', 'csm_config', 'tiny_csm']
 
-# %% ../nbs/05_model.ipynb #4d7d39a1
-import hashlib, os, re
+# %% ../nbs/05_model.ipynb #f6235d58
+import hashlib, os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from transformers import AutoProcessor, CsmConfig, CsmForConditionalGeneration
 import csm_expressive_nb.codes                      # registers the embedded codec with transformers
 from .core import assets
 
-# %% ../nbs/05_model.ipynb #e58ffbec
+# %% ../nbs/05_model.ipynb #1249ec6b
 PRESETS = {'nano': 'shipped, 4 million parameters', 'csm-1b': 'sesame/csm-1b, gated', 'csm-1b-shape': 'random weights in the shape of csm-1b'}
 TAG = '~'        # a style mark between speaker and text: an adapter speaks its emotion there, and unmarked text stays neutral
 
@@ -36,12 +36,15 @@ def load_csm(model: str = 'nano',       # preset, hub id, or local checkpoint fo
     "A CSM checkpoint and its processor, checked; float32 with a float32 codec, on this process's GPU where there is one"
     device = device or (f'cuda:{os.environ.get("LOCAL_RANK", 0)}' if torch.cuda.is_available() else 'cpu')
     where = {'nano': str(assets('nano')), 'csm-1b': 'sesame/csm-1b'}.get(model, model)
-    if model == 'csm-1b-shape': m, p = CsmForConditionalGeneration(csm_config(p := load_csm('nano')[1])), p; m.tie_weights(); check_csm(m); return m.to(device).eval(), p
-    if model not in PRESETS and not Path(where).is_dir(): raise ValueError(f'model {model!r} is neither a preset ({", ".join(PRESETS)}) nor a local checkpoint folder')
+    if model == 'csm-1b-shape':
+        m, p = CsmForConditionalGeneration(csm_config(p := load_csm('nano')[1])), p; m.tie_weights(); check_csm(m); return m.to(device).eval(), p
+    if model not in PRESETS and not Path(where).is_dir():
+        raise ValueError(f'model {model!r} is neither a preset ({", ".join(PRESETS)}) nor a local checkpoint folder')
     try:
         m = CsmForConditionalGeneration.from_pretrained(where, dtype=torch.float32, use_safetensors=True); p = AutoProcessor.from_pretrained(where)
     except OSError as e:
-        raise OSError(f'{where} could not be loaded. The csm-1b weights are gated: accept the licence on the model page, run `hf auth login`, and be online once. Reason: {e}') from e
+        raise OSError(f'{where} could not be loaded. The csm-1b weights are gated: accept the licence on the model page, run `hf auth login`, and be online '
+                      f'once. Reason: {e}') from e
     check_csm(m)
     return m.to(device).eval(), p
 
@@ -94,36 +97,47 @@ def rows_of(lengths: list[int]) -> list[list[int]]:
         rows[r].append(i); used[r] += lengths[i]
     return rows
 
-# %% ../nbs/05_model.ipynb #b00b7a2d
+# %% ../nbs/05_model.ipynb #a69d6091
 def pack(talks: list[list[Turn]], eos: int = 0) -> dict[str, torch.Tensor]:
     """Conversations as one batch: `text` ids and `frames` [F,K] in order of appearance, `order` [B,L] (which of them stands where, 0 a blank), `talk` [B,L] (-1 blank),
     `position` [B,L]; of the trained frames `target` [A] (the position before each, flat), `labels` [A,K], `owner` [A] (conversation), `depth` [N] (those with a depth loss), `old`, `old_depth` (of them, rehearsal), and `teacher_*` of the rehearsal frames where turns carry it"""
-    rows = rows_of([sum(map(len, t)) for t in talks]); L = max(sum(len(u) for i in r for u in talks[i]) for r in rows); B = len(rows); K = talks[0][0].codes.shape[1]
-    text = torch.cat([u.ids for r in rows for i in r for u in talks[i]]); end = torch.full((1, K), eos); frames, labels, target, owner, keep, old, taught = [], [], [], [], [], [], []
+    rows = rows_of([sum(map(len, t)) for t in talks]); L = max(sum(len(u) for i in r for u in talks[i]) for r in rows); B = len(rows)
+    K = talks[0][0].codes.shape[1]
+    text = torch.cat([u.ids for r in rows for i in r for u in talks[i]]); end = torch.full((1, K), eos)
+    frames, labels, target, owner, keep, old, taught = [], [], [], [], [], [], []
     order, talk, position = torch.zeros(B, L, dtype=torch.long), torch.full((B, L), -1), torch.zeros(B, L, dtype=torch.long); t, f = 0, len(text)
     for b, r in enumerate(rows):
         at = 0
         for i in r:
             start = at
             for u in talks[i]:
-                a, n = at + len(u.ids), len(u.codes) + 1; order[b, at:a] = torch.arange(t, t + len(u.ids)) + 1; order[b, a:a+n] = torch.arange(f, f + n) + 1; t, f, at = t + len(u.ids), f + n, a + n
+                a, n = at + len(u.ids), len(u.codes) + 1; order[b, at:a] = torch.arange(t, t + len(u.ids)) + 1; order[b, a:a+n] = torch.arange(f, f + n) + 1
+                t, f, at = t + len(u.ids), f + n, a + n
                 frames += [u.codes if u.seen is None else u.seen, end]
-                if u.keep is not None: labels += [u.codes, end]; target.append(torch.arange(a - 1, a + n - 1) + b*L); owner.append(torch.full((n,), i)); keep.append(u.keep); old.append(torch.full((n,), u.rehearsal)); taught += [u.teacher]*u.rehearsal
+                if u.keep is not None:
+                    labels += [u.codes, end]; target.append(torch.arange(a - 1, a + n - 1) + b*L); owner.append(torch.full((n,), i)); keep.append(u.keep)
+                    old.append(torch.full((n,), u.rehearsal)); taught += [u.teacher]*u.rehearsal
             talk[b, start:at] = i; position[b, start:at] = torch.arange(at - start)
     keep, old = torch.cat(keep), torch.cat(old); depth = keep.nonzero()[:, 0]
     more = {f'teacher_{k}': torch.cat([t[k] for t in taught]) for k in taught[0]} if taught and all(taught) else {}
-    return dict(text=text, frames=torch.cat(frames), order=order, talk=talk, position=position, target=torch.cat(target), labels=torch.cat(labels), owner=torch.cat(owner),
+    return dict(text=text, frames=torch.cat(frames), order=order, talk=talk, position=position, target=torch.cat(target), labels=torch.cat(labels),
+                owner=torch.cat(owner),
                 depth=depth, old=old.nonzero()[:, 0], old_depth=old[depth].nonzero()[:, 0], **more)
 
-# %% ../nbs/05_model.ipynb #23d35988
-def base_of(model) -> CsmForConditionalGeneration: return model.get_base_model() if isinstance(model, PeftModel) else model
+# %% ../nbs/05_model.ipynb #3f4c76a8
+def base_of(model) -> CsmForConditionalGeneration:
+    "The CSM below an adapter, or the model itself"
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 def states(model, b: dict) -> tuple[torch.Tensor, torch.Tensor]:  # (backbone [A,H], depth decoder [N,K-1,h])
     "Hidden states that predict codebook 0 of every trained frame, and the other codebooks of the depth frames"
-    m = base_of(model); table = m.backbone_model.embed_tokens; B, L = b['order'].shape; at = b['depth'] if len(b['depth']) else b['depth'].new_zeros(1); labels = b['labels'][at]      # none drawn here: one stands in, so that every process does the same steps
+    # none drawn here: one stands in, so that every process does the same steps
+    m = base_of(model); table = m.backbone_model.embed_tokens; B, L = b['order'].shape; at = b['depth'] if len(b['depth']) else b['depth'].new_zeros(1)
+    labels = b['labels'][at]
     x = torch.cat([m.embed_text_tokens(b['text']).new_zeros(1, m.config.hidden_size), m.embed_text_tokens(b['text']), table(b['frames'][None])[0]])[b['order']]
     near = (b['talk'][:, :, None] == b['talk'][:, None]) & torch.ones(L, L, dtype=torch.bool, device=x.device).tril()
-    h = m.backbone_model(inputs_embeds=x, attention_mask=near[:, None], position_ids=b['position'], use_cache=False).last_hidden_state.reshape(B*L, -1)[b['target']]
+    h = m.backbone_model(inputs_embeds=x, attention_mask=near[:, None], position_ids=b['position'], use_cache=False).last_hidden_state.reshape(B*L,
+        -1)[b['target']]
     d = m.depth_decoder.model; e = d.embed_tokens(labels[:, :-1] + table.audio_tokens_offsets[:-1])
     return h, d(inputs_embeds=torch.cat([h[at][:, None].to(e.dtype), e], 1), use_cache=False).last_hidden_state[:len(b['depth']), 1:]
 
@@ -135,16 +149,18 @@ def logits(model, h: torch.Tensor, d: torch.Tensor) -> list[torch.Tensor]:  # K 
     "Logits of every codebook from hidden states (see `states`), one codebook after another"
     w0, w = heads(model); return [h @ w0[0], *[d[:, k] @ w[k] for k in range(w.shape[0])]]
 
-# %% ../nbs/05_model.ipynb #6df0b59f
+# %% ../nbs/05_model.ipynb #d5fc2b3a
 class HeadNll(torch.autograd.Function):
     "Cross-entropy of `h` [N,K,H] under heads `W` [K,H,V], one codebook at a time; logits are never kept"
     @staticmethod
     def forward(ctx, h, W, labels):  # labels [N,K] -> nll [N,K] in nats
-        ctx.dtype = torch.get_autocast_dtype(h.device.type) if torch.is_autocast_enabled(h.device.type) else h.dtype; nll = []; grad = torch.empty_like(h) if h.requires_grad else None
+        ctx.dtype = torch.get_autocast_dtype(h.device.type) if torch.is_autocast_enabled(h.device.type) else h.dtype; nll = []
+        grad = torch.empty_like(h) if h.requires_grad else None
         with torch.autocast(h.device.type, enabled=False):
             for k in range(W.shape[0]):
                 w = W[k].to(ctx.dtype); lp = (h[:, k].to(ctx.dtype) @ w).float().log_softmax(-1); nll.append(-lp.gather(1, labels[:, k:k+1]))
-                if grad is not None: p = lp.exp_().scatter_add_(1, labels[:, k:k+1], lp.new_full((len(lp), 1), -1.)); grad[:, k] = (p.to(ctx.dtype) @ w.T).to(grad.dtype)
+                if grad is not None:
+                    p = lp.exp_().scatter_add_(1, labels[:, k:k+1], lp.new_full((len(lp), 1), -1.)); grad[:, k] = (p.to(ctx.dtype) @ w.T).to(grad.dtype)
         ctx.save_for_backward(grad, *((h, W, labels) if W.requires_grad else ())); return torch.cat(nll, 1)
     @staticmethod
     def backward(ctx, g):
@@ -152,7 +168,8 @@ class HeadNll(torch.autograd.Function):
         if full:
             h, W, labels = full; dW = torch.empty_like(W)
             for k in range(W.shape[0]):
-                x = h[:, k].to(ctx.dtype); p = (x @ W[k].to(ctx.dtype)).float().softmax(-1); p = p.scatter_add_(1, labels[:, k:k+1], p.new_full((len(p), 1), -1.))*g[:, k:k+1]; dW[k] = (x.T @ p.to(ctx.dtype)).to(dW.dtype)
+                x = h[:, k].to(ctx.dtype); p = (x @ W[k].to(ctx.dtype)).float().softmax(-1)
+                p = p.scatter_add_(1, labels[:, k:k+1], p.new_full((len(p), 1), -1.))*g[:, k:k+1]; dW[k] = (x.T @ p.to(ctx.dtype)).to(dW.dtype)
         return None if grad is None else grad*g[..., None], dW, None
 
 def codebook_nll(model, b: dict) -> tuple[torch.Tensor, torch.Tensor]:  # ([A] codebook 0, [N,K-1] the others), nats
@@ -160,21 +177,24 @@ def codebook_nll(model, b: dict) -> tuple[torch.Tensor, torch.Tensor]:  # ([A] c
     (h, d), (w0, w) = states(model, b), heads(model)
     return HeadNll.apply(h[:, None], w0, b['labels'][:, :1])[:, 0], HeadNll.apply(d, w, b['labels'][b['depth'], 1:])
 
-# %% ../nbs/05_model.ipynb #3efd98c5
+# %% ../nbs/05_model.ipynb #174e584f
 def padded(model, talks: list[list[Turn]], side: str = 'right') -> tuple:  # ([B,T,H], [B,T,K], [B,T])
     "The same conversations the library's way: embeddings, labels and mask, padded on one side"
-    C, pairs, m = model.config.num_codebooks, [], base_of(model); keep = lambda u: torch.zeros(len(u.codes) + 1, dtype=torch.bool) if u.keep is None else u.keep
+    pairs, m = [], base_of(model); keep = lambda u: torch.zeros(len(u.codes) + 1, dtype=torch.bool) if u.keep is None else u.keep
     for t in talks:
-        e, l = zip(*(embed_and_label(m, u.ids, u.codes, keep(u), u.seen) for u in t)); l = [x.fill_(-100) if u.keep is None else x for x, u in zip(l, t)]; pairs.append((torch.cat(e), torch.cat(l)))
+        e, l = zip(*(embed_and_label(m, u.ids, u.codes, keep(u), u.seen) for u in t)); l = [x.fill_(-100) if u.keep is None else x for x, u in zip(l, t)]
+        pairs.append((torch.cat(e), torch.cat(l)))
     T = max(len(e) for e, _ in pairs); gap = lambda n: (0, T - n) if side == 'right' else (T - n, 0)
-    return (torch.stack([F.pad(e, (0, 0, *gap(len(e)))) for e, _ in pairs]), torch.stack([F.pad(l, (0, 0, *gap(len(l))), value=-100) for _, l in pairs]), torch.stack([F.pad(torch.ones(len(e)), gap(len(e))) for e, _ in pairs]))
+    return (torch.stack([F.pad(e, (0, 0, *gap(len(e)))) for e, _ in pairs]), torch.stack([F.pad(l, (0, 0, *gap(len(l))), value=-100) for _, l in pairs]),
+            torch.stack([F.pad(torch.ones(len(e)), gap(len(e))) for e, _ in pairs]))
 
-# %% ../nbs/05_model.ipynb #481fd965
+# %% ../nbs/05_model.ipynb #4dcc72ff
 PROJECTIONS = 'q_proj k_proj v_proj o_proj gate_proj up_proj down_proj'.split()
 PARTS = dict(backbone=r'backbone_model', depth=r'depth_decoder\.model')
 
 def lora_config(rank: int = 16, depth_rank: int|None = None, alpha: float = 2., dropout: float = .05, targets: list[str] = PROJECTIONS) -> LoraConfig:
-    "LoRA (Hu et al. 2021) of `rank` on the backbone and `depth_rank` (None: the same, 0: none) on the depth decoder; scale `alpha`, i.e. lora_alpha = `alpha` x rank"
+    """LoRA (Hu et al. 2021) of `rank` on the backbone and `depth_rank` (None: the same, 0: none) on the depth decoder; scale `alpha`, i.e. lora_alpha = `alpha`
+    x rank"""
     ranks = dict(backbone=rank, depth=rank if depth_rank is None else depth_rank); on = [k for k, r in ranks.items() if r]
     if not on: raise ValueError('rank and depth_rank are both 0: nothing to train')
     if bad := set(targets) - set(PROJECTIONS): raise ValueError(f'unknown targets {sorted(bad)}: choose among {", ".join(PROJECTIONS)}')
@@ -186,15 +206,18 @@ def add_lora(model: CsmForConditionalGeneration, rank: int = 16, dropout: float 
     "Wrap `model` (in place) with a fresh LoRA adapter, see `lora_config`"
     torch.manual_seed(seed); p = get_peft_model(model, lora_config(rank, dropout=dropout, **kw)); check_csm(p.get_base_model()); return p
 
-def trainable(model) -> dict: return {n: p for n, p in model.named_parameters() if p.requires_grad}
+def trainable(model) -> dict:
+    "Parameters that are trained, by name"
+    return {n: p for n, p in model.named_parameters() if p.requires_grad}
 
 def weights_hash(model) -> str:
     "SHA-256 of the base's weights, the same with an adapter in place and without"
     h = hashlib.sha256()
-    for n, p in sorted((n.replace('.base_layer.', '.'), p) for n, p in base_of(model).state_dict().items() if 'lora_' not in n): h.update(n.encode()); h.update(p.detach().cpu().contiguous().view(torch.uint8).numpy())
+    for n, p in sorted((n.replace('.base_layer.', '.'), p) for n, p in base_of(model).state_dict().items() if 'lora_' not in n):
+        h.update(n.encode()); h.update(p.detach().cpu().contiguous().view(torch.uint8).numpy())
     return h.hexdigest()
 
-# %% ../nbs/05_model.ipynb #72b1f839
+# %% ../nbs/05_model.ipynb #303ebb8e
 def load_adapter(model: CsmForConditionalGeneration, folder: str|Path) -> PeftModel:
     "`model` (wrapped in place) with the adapter of `folder`; a missing, renamed or misshapen tensor is an error"
     f = Path(folder)/'adapter_model.safetensors'
@@ -203,7 +226,9 @@ def load_adapter(model: CsmForConditionalGeneration, folder: str|Path) -> PeftMo
     try: p = PeftModel.from_pretrained(model, str(folder))
     except RuntimeError as e: raise ValueError(f'{f} does not fit this model: {str(e).strip().splitlines()[-1].strip()}') from None
     want = {k: v.shape for k, v in get_peft_model_state_dict(p).items()}
-    if bad := sorted(k for k in got.keys() | want.keys() if got.get(k) != want.get(k)): raise ValueError(f'{f} does not fit this model: {len(bad)} tensors differ, first {bad[0]} ({tuple(got.get(bad[0], ()))} in the file, {tuple(want.get(bad[0], ()))} wanted)')
+    if bad := sorted(k for k in got.keys() | want.keys() if got.get(k) != want.get(k)):
+        raise ValueError(f'{f} does not fit this model: {len(bad)} tensors differ, first {bad[0]} ({tuple(got.get(bad[0], ()))} in the file, '
+                         f'{tuple(want.get(bad[0], ()))} wanted)')
     check_csm(base_of(p)); return p.eval()
 
 @contextmanager
@@ -232,23 +257,30 @@ def reduce_precision(model):
     for n, p in model.named_parameters():
         if not p.requires_grad and 'codec_model.' not in n: p.data = p.data.bfloat16()
 
-# %% ../nbs/05_model.ipynb #7dbe1637
+# %% ../nbs/05_model.ipynb #591aaeb5
 @torch.no_grad()
 def nll(model, b: dict) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # (sum [K], frames [K], mean of codebook 0 per conversation)
     "Negative log-likelihood of a packed batch, summed per codebook, with its number of frames"
     c0, d = codebook_nll(model, b); n = b['owner'].bincount()
-    return torch.cat([c0.sum()[None], d.sum(0)]), torch.tensor([len(c0), *[len(d)]*d.shape[1]], device=d.device), torch.zeros(len(n), device=d.device).index_add_(0, b['owner'], c0)/n
+    return torch.cat([c0.sum()[None], d.sum(0)]), torch.tensor([len(c0), *[len(d)]*d.shape[1]], device=d.device), torch.zeros(len(n),
+        device=d.device).index_add_(0, b['owner'], c0)/n
 
-# %% ../nbs/05_model.ipynb #841eb38d
+# %% ../nbs/05_model.ipynb #e009bf86
 TINY = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16)
 TINY_DEPTH = dict(backbone_hidden_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8)
-TINY_CODEC = dict(model_type='mimi', hidden_size=32, num_filters=4, num_residual_layers=1, codebook_size=2048, codebook_dim=16, vector_quantization_hidden_dimension=16, num_quantizers=32,
-                  num_semantic_quantizers=1, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=4, head_dim=8, upsample_groups=32, sliding_window=50)
+TINY_CODEC = dict(model_type='mimi', hidden_size=32, num_filters=4, num_residual_layers=1, codebook_size=2048, codebook_dim=16,
+                  vector_quantization_hidden_dimension=16, num_quantizers=32,
+                  num_semantic_quantizers=1, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=4, head_dim=8,
+                  upsample_groups=32, sliding_window=50)
 
 def csm_config(processor, depth: dict|None = None, codec: dict|None = None, **widths) -> CsmConfig:
     "CSM-1B's configuration (the defaults of transformers), other `widths` where given, with the special ids of `processor`"
-    tok, c = processor.tokenizer, CsmConfig(); ids = {k: tok.convert_tokens_to_ids(t) for k, t in dict(audio_token_id='<|AUDIO|>', audio_eos_token_id='<|audio_eos|>', pad_token_id=tok.pad_token, bos_token_id=tok.bos_token, eos_token_id=tok.eos_token).items()}
-    return CsmConfig(**ids | dict(depth_decoder_config=c.depth_decoder_config.to_dict() | (depth or {}), codec_config=codec or c.codec_config.to_dict(), **widths))
+    tok, c = processor.tokenizer, CsmConfig()
+    ids = {k: tok.convert_tokens_to_ids(t)
+           for k, t in dict(audio_token_id='<|AUDIO|>', audio_eos_token_id='<|audio_eos|>', pad_token_id=tok.pad_token, bos_token_id=tok.bos_token,
+                            eos_token_id=tok.eos_token).items()}
+    return CsmConfig(**ids | dict(depth_decoder_config=c.depth_decoder_config.to_dict() | (depth or {}), codec_config=codec or c.codec_config.to_dict(),
+                                  **widths))
 
 def tiny_csm(folder: str|Path, seed: int = 0) -> Path:
     "A random-weight checkpoint of CSM-1B's true classes and layout, with tiny widths, saved in `folder`"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['generate_kwargs', 'depth_config', 'Speech', 'prompts', 'speak', 'decode']
 
-# %% ../nbs/10_speak.ipynb #3095f3a0
+# %% ../nbs/10_speak.ipynb #2fdc636c
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np, torch, transformers
 from tqdm.auto import tqdm
 
-from .model import TAG, text_ids
+from .model import text_ids
 
 # %% ../nbs/10_speak.ipynb #ede1467a
 def generate_kwargs(model, temperature: float = .6, max_frames: int = 75) -> dict:
@@ -31,7 +31,7 @@ def depth_config(model):
     try: yield
     finally: m.depth_decoder.generation_config = type(m.depth_decoder.generation_config).from_dict(old); transformers.logging.set_verbosity(loud)
 
-# %% ../nbs/10_speak.ipynb #d7167ddb
+# %% ../nbs/10_speak.ipynb #b98e4b30
 @dataclass
 class Speech:
     "One spoken sentence"
@@ -45,8 +45,11 @@ class Speech:
 def prompts(processor, texts: list[str], roles: list[int], tag: str = '', near: list|None = None):
     "What `generate` wants: the sentences left-padded, each after its context turn (text and sound) where `near` has one"
     turn = lambda t, r, x=None: dict(role=str(r), content=[dict(type='text', text=t)] + ([] if x is None else [dict(type='audio', audio=np.asarray(x))]))
-    if near: return processor.apply_chat_template([[turn(n.text, n.role, n.audio), turn(tag + t, r)] for t, r, n in zip(texts, roles, near)], tokenize=True, return_dict=True)
-    return processor.tokenizer.pad(dict(input_ids=[text_ids(processor, t, r, tag).tolist() for t, r in zip(texts, roles)]), padding_side='left', return_tensors='pt')
+    if near:
+        return processor.apply_chat_template([[turn(n.text, n.role, n.audio), turn(tag + t, r)] for t, r, n in zip(texts, roles, near)], tokenize=True,
+                                             return_dict=True)
+    return processor.tokenizer.pad(dict(input_ids=[text_ids(processor, t, r, tag).tolist() for t, r in zip(texts, roles)]), padding_side='left',
+                                   return_tensors='pt')
 
 @torch.no_grad()
 def speak(model, processor, texts: list[str], roles: list[int], tag: str = '', seed: int = 0, temperature: float = .6,
@@ -54,7 +57,8 @@ def speak(model, processor, texts: list[str], roles: list[int], tag: str = '', s
     "Speak `texts` with voices `roles`, each after a context turn of `near` where given; the same arguments give the same sound"
     model.eval(); eos = model.config.codebook_eos_token_id; out = []
     for i in tqdm(range(0, len(texts), batch), desc=desc, unit='batch', disable=not show):
-        given = prompts(processor, texts[i:i+batch], roles[i:i+batch], tag, near[i:i+batch] if near else None).to(model.device); torch.manual_seed(seed); t = time.perf_counter()
+        given = prompts(processor, texts[i:i+batch], roles[i:i+batch], tag, near[i:i+batch] if near else None).to(model.device); torch.manual_seed(seed)
+        t = time.perf_counter()
         with depth_config(model): got = model.generate(**given, **generate_kwargs(model, temperature, max_frames)).cpu()
         took = (time.perf_counter() - t)/len(got)
         for codes, t, r in zip(got, texts[i:], roles[i:]):

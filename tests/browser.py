@@ -5,7 +5,8 @@ from contextlib import contextmanager
 import pytest
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
-MISSING = [w for w, there in (('a system chromium (apt install chromium)', CHROMIUM), ('playwright (pip install playwright)', importlib.util.find_spec('playwright'))) if not there]
+MISSING = [w for w, there in (('a system chromium (apt install chromium)', CHROMIUM),
+                              ('playwright (pip install playwright)', importlib.util.find_spec('playwright'))) if not there]
 ARGS = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()
 need_browser = pytest.mark.skipif(bool(MISSING), reason=f'needs {" and ".join(MISSING)}')
 

@@ -7,7 +7,8 @@ import pytest
 ROOT = Path(__file__).parents[1]; DATA = ROOT.parent/'shared'/'data'
 
 def test_no_limited_package_is_imported_by_default():
-    code = "import sys; from csm_expressive_nb import cli, hub, listening, protocol, sanity; print([m for m in ('parselmouth', 'opensmile', 'funasr', 'utmosv2', 'espeakng_loader') if m in sys.modules])"
+    code = ("import sys; from csm_expressive_nb import cli, hub, listening, protocol, sanity; print([m for m in ('parselmouth', 'opensmile', 'funasr', "
+            "'utmosv2', 'espeakng_loader') if m in sys.modules])")
     r = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True); assert r.returncode == 0, r.stderr[-2000:]
     assert r.stdout.strip().splitlines()[-1] == '[]'
 
@@ -39,5 +40,8 @@ def test_the_shipped_judge_shares_nothing_with_what_adapters_learn_from():
 
 @pytest.mark.skipif(not (DATA/'ravdess').is_dir(), reason='the real recordings (shared/data) are not here')
 def test_real_recordings_on_disk_are_evaluated_from_the_command_line(tmp_path):
-    r = subprocess.run([sys.executable, '-c', 'from csm_expressive_nb.cli import main; main()', 'evaluate', str(DATA/'ravdess'), '--metrics', 'prosody,judge', '--recordings', '6', '--jobs', '1', '--out', str(tmp_path/'e')], cwd=ROOT, capture_output=True, text=True); assert r.returncode == 0, r.stderr[-2000:]
-    v = json.loads((tmp_path/'e/evaluation.json').read_text())['values']; assert v['angry']['recordings']['arousal_cremad']['value'] > v['neutral']['recordings']['arousal_cremad']['value'] + 1 and 'own error' in r.stdout
+    r = subprocess.run([sys.executable, '-c', 'from csm_expressive_nb.cli import main; main()', 'evaluate', str(DATA/'ravdess'), '--metrics', 'prosody,judge',
+                        '--recordings', '6', '--jobs', '1', '--out', str(tmp_path/'e')], cwd=ROOT, capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr[-2000:]
+    v = json.loads((tmp_path/'e/evaluation.json').read_text())['values']
+    assert v['angry']['recordings']['arousal_cremad']['value'] > v['neutral']['recordings']['arousal_cremad']['value'] + 1 and 'own error' in r.stdout

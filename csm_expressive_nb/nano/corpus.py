@@ -19,24 +19,41 @@ from ..audio import F0MAX, F0MIN, SR
 from ..corpora import Ravdess
 from ..codes import FFT, HOP, NMC, SUB, features, synthesise
 
-# %% ../../nbs/30_nano_corpus.ipynb #a0b7f0e0
+# %% ../../nbs/30_nano_corpus.ipynb #07e93077
 W = dict(
- person="teacher doctor farmer sailor brother sister father mother baker painter driver singer judge pilot nurse child woman man boy girl neighbor captain student writer waiter king queen guest friend uncle cousin lawyer hunter poet actor clerk manager visitor officer dancer",
- animal="dog cat horse bird fish rabbit sheep lion tiger monkey chicken goat duck pig bear wolf fox mouse turtle spider dogs kids cow frog eagle snake pony donkey whale",
- thing="table window letter book picture garden bottle basket jacket lamp mirror blanket camera hammer ladder pencil wallet ticket carpet kettle engine bucket button candle clock coat cup door drum fence flag guitar hat key knife map needle newspaper pillow plate radio ring rope shoe shovel spoon sweater telephone towel umbrella violin wagon wheel box bag chair bench shelf stone wire shirt apple orange lemon potato sandwich cake cookie carrot cheese melon pepper onion surface airplane alarm",
- place="kitchen station market school church river village city island forest mountain valley harbor museum library hospital office theater castle garden bridge street corner field beach farm hotel cabin tower airport restaurant park meadow cellar attic hallway meeting door desert canyon lake",
- adj="small big old young red blue green yellow white black heavy light cold warm clean dirty empty full quiet loud happy tired hungry broken wooden golden silver narrow wide bright dark soft hard simple strange pretty gentle famous clever lazy brave careful honest slick round square sharp shiny dusty secret modern ancient",
- vt="found carried opened closed painted watched followed cleaned moved lifted dropped bought sold borrowed broke fixed wanted needed liked noticed touched pushed pulled covered counted measured described remembered forgot stole burned buried washed packed filled ordered admired ignored returned repaired protected hid kept",
- vi="waited slept laughed worked walked stopped listened rested arrived jumped shouted smiled danced sang ran stayed cried waved knelt fell turned vanished talked",
- ving="talking sitting walking sleeping waiting singing working running standing playing reading cooking dancing fishing hiding resting laughing swimming looking writing",
+ person="teacher doctor farmer sailor brother sister father mother baker painter driver singer judge pilot nurse child woman man boy girl neighbor captain "
+        "student writer waiter king queen guest friend uncle cousin lawyer hunter poet actor clerk manager visitor officer dancer",
+ animal="dog cat horse bird fish rabbit sheep lion tiger monkey chicken goat duck pig bear wolf fox mouse turtle spider dogs kids cow frog eagle snake pony "
+        "donkey whale",
+ thing="table window letter book picture garden bottle basket jacket lamp mirror blanket camera hammer ladder pencil wallet ticket carpet kettle engine bucket "
+       "button candle clock coat cup door drum fence flag guitar hat key knife map needle newspaper pillow plate radio ring rope shoe shovel spoon sweater "
+       "telephone towel umbrella violin wagon wheel box bag chair bench shelf stone wire shirt apple orange lemon potato sandwich cake cookie carrot cheese "
+       "melon pepper onion surface airplane alarm",
+ place="kitchen station market school church river village city island forest mountain valley harbor museum library hospital office theater castle garden "
+       "bridge street corner field beach farm hotel cabin tower airport restaurant park meadow cellar attic hallway meeting door desert canyon lake",
+ adj="small big old young red blue green yellow white black heavy light cold warm clean dirty empty full quiet loud happy tired hungry broken wooden golden "
+     "silver narrow wide bright dark soft hard simple strange pretty gentle famous clever lazy brave careful honest slick round square sharp shiny dusty "
+     "secret modern ancient",
+ vt="found carried opened closed painted watched followed cleaned moved lifted dropped bought sold borrowed broke fixed wanted needed liked noticed touched "
+    "pushed pulled covered counted measured described remembered forgot stole burned buried washed packed filled ordered admired ignored returned repaired "
+    "protected hid kept",
+ vi="waited slept laughed worked walked stopped listened rested arrived jumped shouted smiled danced sang ran stayed cried waved knelt fell turned vanished "
+    "talked",
+ ving="talking sitting walking sleeping waiting singing working running standing playing reading cooking dancing fishing hiding resting laughing swimming "
+      "looking writing",
  prep="near behind under beside above inside outside by across toward beyond around",
  adv="slowly quickly quietly suddenly often never always carefully gladly today again early later together finally easily badly exactly",
- time="yesterday tomorrow tonight every-morning last-night this-morning on-sunday on-monday on-friday next-week in-the-evening before-lunch after-dinner at-noon in-winter in-summer last-year every-day",
+ time="yesterday tomorrow tonight every-morning last-night this-morning on-sunday on-monday on-friday next-week in-the-evening before-lunch after-dinner "
+      "at-noon in-winter in-summer last-year every-day",
  num="two three four five six seven eight nine ten eleven twelve twenty",
- plural="letters books pictures bottles tickets candles apples oranges flowers stones boxes chairs horses birds children windows houses stories songs minutes pages pencils coins cookies bridges ladders shoes people couples doctors",
- abstract="weather music dinner question answer story lesson plan road winter summer money water paper bread coffee soup silence journey problem reason party game night morning appointment",
- trait="wonderful terrible difficult important beautiful dangerous expensive useful perfect possible ready closed almost-full better different enough quite-strange too-late very-good",
- verb="open close find clean move carry paint read buy sell fix bring follow remember forget leave finish wash write sing help watch cook learn visit stop take see think wonder happen",
+ plural="letters books pictures bottles tickets candles apples oranges flowers stones boxes chairs horses birds children windows houses stories songs minutes "
+        "pages pencils coins cookies bridges ladders shoes people couples doctors",
+ abstract="weather music dinner question answer story lesson plan road winter summer money water paper bread coffee soup silence journey problem reason party "
+          "game night morning appointment",
+ trait="wonderful terrible difficult important beautiful dangerous expensive useful perfect possible ready closed almost-full better different enough "
+       "quite-strange too-late very-good",
+ verb="open close find clean move carry paint read buy sell fix bring follow remember forget leave finish wash write sing help watch cook learn visit stop "
+      "take see think wonder happen",
 )
 W = {k: [w.replace('-', ' ') for w in v.split()] for k, v in W.items()}
 
@@ -119,7 +136,7 @@ class Espeak:
         b = text.encode() + b'\0'; self.lib.espeak_Synth(b, len(b), 0, 1, 0, 1, None, None); self.lib.espeak_Synchronize()
         return np.concatenate(self.wav).astype(np.float64)/32768, self.events
 
-# %% ../../nbs/30_nano_corpus.ipynb #a8c12b3d
+# %% ../../nbs/30_nano_corpus.ipynb #9ddb437b
 def speak_once(es: Espeak, text: str, voice: tuple, pad=(.16, .22)) -> tuple:  # (audio [n] at 24 kHz, byte index per 10 ms, -1 in silence)
     "A flat neutral take at -25 dB, with the position in the text that is being spoken (linear within each word)"
     x, events = es.say(text, voice[2], voice[4]); x = soxr.resample(x, es.sr, SR, 'HQ')
@@ -143,9 +160,10 @@ def _chunk(jobs): es = Espeak(); return [(t, v, *(a.astype(np.float16) if a.ndim
 def neutral_corpus(jobs: list[tuple], processes: int = 2, chunk: int = 64) -> list[tuple]:  # (text, v, mc, lf, ap, idx)
     "Neutral takes of `(text, voice)` jobs; equal on every run and for every number of processes, but for the breath of two female variants"
     parts = [jobs[i:i+chunk] for i in range(0, len(jobs), chunk)]
-    with mp.get_context('fork').Pool(processes, maxtasksperchild=1) as p: return [r for c in tqdm(p.imap(_chunk, parts), total=len(parts), desc='takes', unit='chunk') for r in c]
+    with mp.get_context('fork').Pool(processes, maxtasksperchild=1) as p:
+        return [r for c in tqdm(p.imap(_chunk, parts), total=len(parts), desc='takes', unit='chunk') for r in c]
 
-# %% ../../nbs/30_nano_corpus.ipynb #ff23dc43
+# %% ../../nbs/30_nano_corpus.ipynb #22bd50e8
 RULES = dict(  # f0, range, rate, gain dB, tilt dB/oct, jitter, tremor, breath, final rise st, declination st/s
  neutral  =(1.00,1.00,1.00, 0, 0.0,.004,.000,.00, 0.0,-0.6), calm     =(0.95,0.65,0.87,-4,-1.2,.003,.000,.15,-0.5,-1.0),
  happy    =(1.30,1.70,1.10, 3, 1.0,.006,.000,.00, 2.0, 0.3), sad      =(0.86,0.45,0.78,-7,-2.2,.006,.010,.30,-2.0,-1.5),
@@ -166,25 +184,28 @@ def vary(r: np.ndarray, rng) -> np.ndarray:
 def random_rule(rng) -> np.ndarray:
     "Random prosody, wider than every emotion: what `~` means to the base model"
     u = rng.uniform
-    return np.array([np.exp(u(np.log(.72), np.log(1.65))), np.exp(u(np.log(.4), np.log(2.1))), np.exp(u(np.log(.72), np.log(1.35))), u(-9, 9), u(-2.6, 2.6), u(.002, .012),
+    return np.array([np.exp(u(np.log(.72), np.log(1.65))), np.exp(u(np.log(.4), np.log(2.1))), np.exp(u(np.log(.72), np.log(1.35))), u(-9, 9), u(-2.6, 2.6),
+                     u(.002, .012),
                      u(0, .035)*(rng.random() < .3), u(0, .3)*(rng.random() < .4), u(-4, 6), u(-2, 1)])
 
-# %% ../../nbs/30_nano_corpus.ipynb #7c70f4a5
+# %% ../../nbs/30_nano_corpus.ipynb #c286b129
 def apply_rule(mc, lf, ap, idx, rule, rng) -> tuple:
     "One take under `rule`: features in, features out"
     f0, span, rate, gain, tilt, jitter, tremor, breath, rise, decl = rule
-    n = len(mc); m = max(SUB, round(n/rate)); pos = np.linspace(0, n - 1, m); i0 = np.floor(pos).astype(int); i1 = np.minimum(i0 + 1, n - 1); w = (pos - i0)[:, None].astype(np.float32)
+    n = len(mc); m = max(SUB, round(n/rate)); pos = np.linspace(0, n - 1, m); i0 = np.floor(pos).astype(int); i1 = np.minimum(i0 + 1, n - 1)
+    w = (pos - i0)[:, None].astype(np.float32)
     near = np.rint(pos).astype(int); v = lf[near] > 0; mc, ap, idx = mc[i0]*(1 - w) + mc[i1]*w, ap[i0]*(1 - w) + ap[i1]*w, idx[near]
     out = np.where((lf[i0] > 0) & (lf[i1] > 0), lf[i0]*(1 - w[:, 0]) + lf[i1]*w[:, 0], lf[near])
     if v.any():
-        on = np.flatnonzero(v); a, b = on[0], on[-1]; t = np.arange(m)*.01; u = np.clip((np.arange(m) - a)/max(1, b - a), 0, 1); st = np.log(2)/12; mu = out[v].mean()
+        on = np.flatnonzero(v); a, b = on[0], on[-1]; t = np.arange(m)*.01; u = np.clip((np.arange(m) - a)/max(1, b - a), 0, 1); st = np.log(2)/12
+        mu = out[v].mean()
         c = mu + (out - mu)*span + np.log(f0) + st*(decl + .6)*(t - t[(a + b)//2]) + st*rise*np.clip((u - .7)/.3, 0, 1)**1.5
         c = c + jitter*rng.standard_normal(m) + tremor*np.sin(2*np.pi*(6.5 + rng.uniform(-.3, .3))*t + rng.uniform(0, 6.28))
         out = np.where(v, np.clip(c, np.log(F0MIN + 2), np.log(F0MAX - 2)), 0)
         ap = np.where(v[:, None], ap*(1 - breath) + breath*np.array([-1., -.5, -.3], np.float32), ap)
     return (mc + gain*GAIN + tilt*TILT).astype(np.float32), out.astype(np.float32), ap.astype(np.float32), idx
 
-# %% ../../nbs/30_nano_corpus.ipynb #f84b1895
+# %% ../../nbs/30_nano_corpus.ipynb #ce38e824
 def render(take, emotion: str, intensity: float, name: str) -> np.ndarray:  # 24 kHz audio
     "One recording of a neutral take `(mc, lf, ap)` in an emotion; the seed is the file name"
     rng = np.random.default_rng(int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)); mc, lf, ap = take
@@ -195,7 +216,8 @@ def _take(job): mc, lf, ap, _ = neutral_take(Espeak(), *job, pad=(.12, .16)); re
 
 def base_takes(jobs: list[tuple], processes: int = 2) -> dict:
     "`{(text, v): (mc, lf, ap)}`, each spoken in a process of its own"
-    with mp.get_context('fork').Pool(processes, maxtasksperchild=1) as p: return dict(zip(jobs, tqdm(p.imap(_take, jobs, chunksize=1), total=len(jobs), desc='takes')))
+    with mp.get_context('fork').Pool(processes, maxtasksperchild=1) as p:
+        return dict(zip(jobs, tqdm(p.imap(_take, jobs, chunksize=1), total=len(jobs), desc='takes')))
 
 def coarse(x: np.ndarray, snr: float = 42.) -> np.ndarray:  # int16
     "16-bit samples whose low bits, `snr` dB under the clip's RMS, are zero"
@@ -211,12 +233,15 @@ def write_ravdess(folder, actors=(1, 2), processes: int = 2) -> int:  # number o
                 for i in ('01',) if e == 1 else ('01', '02'):
                     for rep in ('01', '02'):
                         f = Path(folder)/f'Actor_{a:02}'/f'03-01-{e:02}-{i}-{code}-{rep}-{a:02}.wav'; f.parent.mkdir(parents=True, exist_ok=True)
-                        x = render(takes[text, (a - 1) % 8], emotion, 1. if e == 1 else {'01': .8, '02': 1.2}[i], f.name); sf.write(f, soxr.resample(x, SR, 48_000), 48_000, subtype='PCM_16'); n += 1
+                        x = render(takes[text, (a - 1) % 8], emotion, 1. if e == 1 else {'01': .8, '02': 1.2}[i], f.name)
+                        sf.write(f, soxr.resample(x, SR, 48_000), 48_000, subtype='PCM_16'); n += 1
     return n
 
-# %% ../../nbs/30_nano_corpus.ipynb #ae32c954
-CREMAD = dict(IEO="It's eleven o'clock.", TIE='That is exactly what happened.', IOM="I'm on my way to the meeting.", IWW='I wonder what this is about.', TAI='The airplane is almost full.',
-    MTI='Maybe tomorrow it will be cold.', IWL='I would like a new alarm clock.', ITH="I think I have a doctor's appointment.", DFA="Don't forget a jacket.", ITS="I think I've seen this before.", TSI='The surface is slick.', WSI="We'll stop in a couple of minutes.")
+# %% ../../nbs/30_nano_corpus.ipynb #0ab6873b
+CREMAD = dict(IEO="It's eleven o'clock.", TIE='That is exactly what happened.', IOM="I'm on my way to the meeting.", IWW='I wonder what this is about.',
+              TAI='The airplane is almost full.',
+    MTI='Maybe tomorrow it will be cold.', IWL='I would like a new alarm clock.', ITH="I think I have a doctor's appointment.", DFA="Don't forget a jacket.",
+    ITS="I think I've seen this before.", TSI='The surface is slick.', WSI="We'll stop in a couple of minutes.")
 LEVELS = dict(LO=.5, MD=.85, HI=1.25, XX=.9)
 
 def write_cremad(folder, actors=(1001, 1002), processes: int = 2) -> int:
@@ -227,10 +252,12 @@ def write_cremad(folder, actors=(1001, 1002), processes: int = 2) -> int:
             for emo, emotion in dict(ANG='angry', DIS='disgust', FEA='fearful', HAP='happy', NEU='neutral', SAD='sad').items():
                 for level in ('LO', 'MD', 'HI') if code == 'IEO' and emo != 'NEU' else ('XX',):
                     f = Path(folder)/'AudioWAV'/f'{a}_{code}_{emo}_{level}.wav'; f.parent.mkdir(parents=True, exist_ok=True)
-                    sf.write(f, soxr.resample(render(takes[text, v(a)], emotion, 1. if emo == 'NEU' else LEVELS[level], f.name), SR, 16_000), 16_000, subtype='PCM_16'); n += 1
+                    sf.write(f, soxr.resample(render(takes[text, v(a)], emotion, 1. if emo == 'NEU' else LEVELS[level], f.name), SR, 16_000), 16_000,
+                             subtype='PCM_16')
+                    n += 1
     return n
 
-# %% ../../nbs/30_nano_corpus.ipynb #2f9087f2
+# %% ../../nbs/30_nano_corpus.ipynb #6982f04c
 def embedded_plan(adapter=(2, 3, 4, 5), n_adapter: int = 12, n_judge: int = 3) -> dict:  # voice 0-7 -> [(code, text)]
     "Which voice speaks which sentences in the shipped part"
     texts = iter([t for t in text_plan()['emotional'] if len(t) <= 34]); code = iter(range(3, 100))
@@ -242,8 +269,11 @@ def write_embedded(folder, voices=range(8), processes: int = 2) -> int:
     for v in voices:
         for j, (code, text) in enumerate(plan[v]):
             for e, emotion in enumerate(EMOTIONS, 1):
-                strong = e > 1 and j % 2 == 1; f = Path(folder)/f'Actor_{v+1:02}'/f'03-01-{e:02}-{2 if strong else 1:02}-{code}-01-{v+1:02}.flac'; f.parent.mkdir(parents=True, exist_ok=True)
-                sf.write(f, coarse(render(takes[text, v], emotion, 1. if e == 1 else 1.2 if strong else .8, f.name)), SR, subtype='PCM_16', compression_level=1.); n += 1
+                strong = e > 1 and j % 2 == 1; f = Path(folder)/f'Actor_{v+1:02}'/f'03-01-{e:02}-{2 if strong else 1:02}-{code}-01-{v+1:02}.flac'
+                f.parent.mkdir(parents=True, exist_ok=True)
+                sf.write(f, coarse(render(takes[text, v], emotion, 1. if e == 1 else 1.2 if strong else .8, f.name)), SR, subtype='PCM_16',
+                         compression_level=1.)
+                n += 1
     (Path(folder)/'statements.csv').write_text('code,text\n' + ''.join(f'{c},"{t}"\n' for v in plan for c, t in plan[v]))
     (Path(folder)/'corpus.csv').write_text('key,value\nname,embedded\nlicence,Apache-2.0 (synthetic speech of notebook 30)\n')
     return n
