@@ -5,9 +5,7 @@
 # %% auto #0
 __all__ = ['GAPS', 'CURVES', 'prosody_gap', 'profile', 'heard_drift', 'features', 'twins', 'judge_samples']
 
-# %% ../nbs/12_evaluation.ipynb #99bda67c
-import os
-
+# %% ../nbs/12_evaluation.ipynb #ec54d08d
 import numpy as np
 
 from .stats import bootstrap, wilson
@@ -51,14 +49,14 @@ def profile(sets: dict[str, list[dict]], neutral: list[tuple[str, dict]], emotio
                 out[k][name] = bootstrap(d[ok], [np.array(sentences)[ok], np.array(voices)[ok]]) if ok.any() else dict(value=None, low=None, high=None)
     return out
 
-# %% ../nbs/12_evaluation.ipynb #19b7dc06
+# %% ../nbs/12_evaluation.ipynb #e39f3368
 def heard_drift(base: list, tuned: list, n: int = 24, rows: tuple|None = None) -> dict:
     """Per figure: mean of `base` and of `tuned` (`Speech`, the same sentences in the same order) and the paired `change`; slow metrics on the first `n`, the
     rest of `base` being the reference of each voice; `rows` is the prosody of both where it is known"""
     n = min(n, len(base)//2); near = {r: tuple((s.audio, s.text) for s in base[n:] if s.role == r)[:4] for r in {s.role for s in base}}
     names = {k: status(k) for k in ('per', 'speaker')}; out = {k: s for k, s in names.items() if s != 'available'}
     us = [Utterance(s.audio, s.text, str(s.role), system=k, near=near[s.role]) for k, v in (('base', base), ('tuned', tuned)) for s in v[:n]]
-    got, _ = measure(us, {k: {} for k in names if k not in out}, jobs=os.cpu_count() if n >= 24 else 1, few=False, show=False)
+    got, _ = measure(us, {k: {} for k in names if k not in out}, few=False, show=False)
     sound = rows or [[prosody(s.audio, s.text) for s in v] for v in (base, tuned)]; rows = got
     def paired(a, b, who):
         a, b = np.array(a, float), np.array(b, float); ok = ~np.isnan(a - b); w = [s for s, k in zip(who, ok) if k]

@@ -1,7 +1,10 @@
 "Shared by the tests"
+import os
 from functools import partial
 
 import pytest
+
+os.cpu_count = lambda: 1          # xdist runs as many tests as there are cores: metrics start no processes of their own
 
 @pytest.fixture
 def short_speech(monkeypatch):

@@ -22,6 +22,7 @@ def chapter(path: Path):
     head = path.read_text().split('#| export')[0]
     # it sets the environment before the libraries are imported
     if 'os.environ' in head: subprocess.run(['nbdev_test', '--path', path], cwd=ROOT, check=True); return
+    os.cpu_count = lambda: 1          # the other core is the other chapter's: no processes for metrics, each of which would import the libraries again
     os.chdir(path.parent); ok, _ = test_nb(path, skip_flags=get_config().tst_flags.split(), basepath=get_config().config_path)
     if not ok: raise SystemExit(1)
 
