@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GAPS', 'CURVES', 'prosody_gap', 'profile', 'heard_drift', 'features', 'twins', 'judge_samples']
 
-# %% ../nbs/12_evaluation.ipynb #ec54d08d
+# %% ../nbs/12_evaluation.ipynb #73b93f13
 import numpy as np
 
 from .stats import bootstrap, wilson

@@ -38,7 +38,9 @@ def started(job) -> tuple:
 
 if __name__ == '__main__':
     for m in LARGE: import_module(m)
-    chapters = sorted((Path(a).absolute() for a in sys.argv[1:]), key=lambda p: p.name[:2] not in ('15', '18', '19'))          # the longest first
+    # beside the main job those that share no cache with it, then the longest, which find what it left there
+    order = lambda p: 0 if p.name < '12' else 1 if p.name[:2] in ('15', '18', '19') else 2
+    chapters = sorted((Path(a).absolute() for a in sys.argv[1:]), key=order)
     queue = ['main job', *chapters, 'docs']; running, failed = [], []
     while queue or running:
         while queue and len(running) < 2: running.append(started(queue.pop(0)))
