@@ -205,12 +205,12 @@ def first_heard(runs: list[Shown]) -> Markup:
                   'sound': player(f"data:audio/mpeg;base64,{bank[c['sound']]}")} for c in sorted(mine, key=lambda c: c['system'] != 'base')]
     return grid(rows)
 
-# %% ../nbs/18d_dashboard.ipynb #6be5890d
+# %% ../nbs/18d_dashboard.ipynb #5defb56b
 HUES = ['#D55E00', '#0072B2', '#009E73', '#CC79A7', '#B07A00', '#3F8FC4', '#7A7A7A', '#8C564B']
 DASHES = ['solid', 'dash', 'dot', 'dashdot', 'longdash']
 def hues(names) -> dict[str, str]:
     "A colour per name, the same in every chart"
-    return {n: HUES[i % 8] for i, n in enumerate(dict.fromkeys(names))}          # a run keeps its colour in every chart
+    return {n: HUES[i % 8] for i, n in enumerate(dict.fromkeys(names))}
 def label(s) -> str:
     "Text for Plotly, which reads markup in labels"
     return str(s).replace('&', '&amp;').replace('<', '&lt;')
@@ -258,7 +258,7 @@ def training_charts(runs: list[Shown]) -> dict[str, go.Figure]:
         out[f'every codebook: {name}'] = fig.update_layout(xaxis_title='update', yaxis_title='codebook')
     return out
 
-# %% ../nbs/18d_dashboard.ipynb #be3c1953
+# %% ../nbs/18d_dashboard.ipynb #1ebbc3ec
 def profile_charts(runs: list[Shown]) -> dict[str, go.Figure]:
     "{emotion: shift from neutral of every prosodic figure in SD of neutral speech; recordings, and a line per run}"
     out, hue = {}, hues(r.name for r in runs)
@@ -279,11 +279,13 @@ def dial_charts(runs: list[Shown]) -> dict[str, go.Figure]:
     "{figure of merit: a line over the intensity per run and emotion, with 95 % intervals}"
     out, hue = {}, hues(r.name for r in runs)
     dials = [(r, e, d, DASHES[i % 5]) for r in runs for i, (e, d) in enumerate(r.files['intensity'].get('emotions', {}).items())]
-    for k, (r, e, d, dash) in ((k, x) for k in DOSE for x in dials if k in x[2]['values']):
-        v = d['values'][k]['at']; fig = out.setdefault(DOSE[k], go.Figure())
-        fig.update_layout(xaxis_title='intensity (0: base with the mark, 1: as trained)', yaxis_title=DOSE[k])
-        fig.add_scatter(name=label(called(r.name, e)), x=d['scales'], y=[a['value'] for a in v], mode='lines+markers',
-                        line=dict(color=hue[r.name], dash=dash), error_y=interval(v))
+    for k, unit in DOSE.items():
+        for r, e, d, dash in dials:
+            if k not in d['values']: continue
+            v = d['values'][k]['at']; fig = out.setdefault(unit, go.Figure())
+            fig.update_layout(xaxis_title='intensity (0: base with the mark, 1: as trained)', yaxis_title=unit)
+            fig.add_scatter(name=label(called(r.name, e)), x=d['scales'], y=[a['value'] for a in v], mode='lines+markers',
+                            line=dict(color=hue[r.name], dash=dash), error_y=interval(v))
     return out
 
 # %% ../nbs/18d_dashboard.ipynb #c81e0bda
