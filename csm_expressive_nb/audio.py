@@ -10,6 +10,7 @@ __all__ = ['SR', 'REASONS', 'TARGET_DB', 'F0MIN', 'F0MAX', 'AudioError', 'wav_da
 import io, struct
 from pathlib import Path
 
+import csm_expressive_nb.core                      # before librosa: its cache needs a folder that can be written
 import librosa, numpy as np, pyworld, soundfile as sf, soxr
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -135,11 +136,17 @@ class Augment(BaseModel):
 
 def change(x: np.ndarray, semitones: float = 0., rate: float = 1., gain_db: float = 0., snr_db: float = 0., seed: int = 0) -> np.ndarray:
     "Exactly this change of a 24 kHz clip"
-    import torch, torchaudio; from audiomentations import PitchShift, TimeStretch         # a second of import that only augmentation needs
-    if semitones: x = PitchShift(min_semitones=semitones, max_semitones=semitones, p=1.)(x, SR)
-    if rate != 1: x = TimeStretch(min_rate=rate, max_rate=rate, leave_length_unchanged=False, p=1.)(x, SR)
-    if gain_db: x = x*np.float32(10**(gain_db/20))
+    level = rms_db(x) if semitones or rate != 1 else 0.
+    if semitones:
+        x = librosa.effects.pitch_shift(x, sr=SR, n_steps=semitones, n_fft=1024)
+    if rate != 1:
+        x = librosa.effects.time_stretch(x, rate=rate, n_fft=1024)
+    if semitones or rate != 1:         # the phase vocoder loses about 3 dB of speech
+        x = x*np.float32(10**((level - rms_db(x))/20))
+    if gain_db:
+        x = x*np.float32(10**(gain_db/20))
     if snr_db:
+        import torch, torchaudio         # a second of import that only noise needs
         x = torchaudio.functional.add_noise(torch.from_numpy(x), torch.randn(len(x), generator=torch.Generator().manual_seed(seed)),
                                             torch.tensor(snr_db)).numpy()
     return x

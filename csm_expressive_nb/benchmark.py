@@ -9,6 +9,11 @@ __all__ = ['SMALL', 'SMALL_DEPTH', 'MID_CODEC', 'SIZES', 'VARIANTS', 'SAID', 'GA
            'top_ops', 'profiles', 'machine', 'cpu_benchmark', 'quiet', 'apart', 'ratios', 'speed_table', 'memory_table',
            'work_table', 'speed_figure', 'caveat', 'missed', 'write_benchmark', 'flops', 'gpu_benchmark', 'gpu_table']
 
+# %% ../nbs/17_benchmark.ipynb #c9e28573
+from .core import require
+
+require('eval', 'matplotlib', what='the benchmark')
+
 # %% ../nbs/17_benchmark.ipynb #975c900e
 import multiprocessing as mp, os, platform, tempfile, time, warnings
 from concurrent.futures import ProcessPoolExecutor
@@ -209,7 +214,9 @@ def profiles(model, items: list[Item], batch: dict, cfg: TrainConfig, bf16: bool
 
 def machine() -> dict:
     "Processor, cores, threads, versions"
-    f = Path('/proc/cpuinfo'); info = {k.strip(): v.strip() for k, _, v in (l.partition(':') for l in f.read_text().splitlines())} if f.exists() else {}
+    f = Path('/proc/cpuinfo')
+    lines = f.read_text(encoding='utf-8').splitlines() if f.exists() else []
+    info = {k.strip(): v.strip() for k, _, v in (l.partition(':') for l in lines)}
     name = info.get('model name') or platform.processor() or platform.machine(); flags = info.get('flags', '').split()
     return dict(cpu=name + (f" (family {info['cpu family']}, model {info['model']})" if 'cpu family' in info else ''), cores=mp.cpu_count(),
                 bf16_instructions=', '.join(x for x in ('avx512_bf16', 'amx_bf16') if x in flags) or 'none known',

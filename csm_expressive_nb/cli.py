@@ -6,19 +6,18 @@
 __all__ = ['app', 'Out', 'Agreement', 'Clipped', 'Shares', 'Sentences', 'Balance', 'Cap', 'Data', 'Model', 'Config', 'Memory',
            'Steps', 'Sets', 'Gpus', 'DryRun', 'Tflops', 'told', 'prepare', 'merge', 'encode', 'corpora', 'settings',
            'pairs', 'given', 'launched', 'planned', 'made', 'finetune', 'emotion', 'metrics', 'evaluate', 'listening',
-           'answers', 'dashboard', 'intensity', 'main']
+           'answers', 'dashboard', 'intensity', 'explain_failure', 'close_processes', 'main']
 
 # %% ../nbs/19_cli.ipynb #c9e27f6e
-import csv, os, sys, warnings
+import csv, errno, os, sys, warnings
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer, yaml
 
-from .core import EMOTIONS, EmotionConfig, ExpressiveConfig, assets, load_config, make_config, root
-from .corpora import CORPORA
-from . import dataset, figures
+from .core import EMOTIONS, EmotionConfig, ExpressiveConfig, MissingExtra, assets, in_order, install_line, lacking
+from .core import load_config, make_config, root
 
 # %% ../nbs/19_cli.ipynb #7119b484
 app = typer.Typer(help='Emotional speech for CSM: recordings to datasets, datasets to adapters, adapters to reports.', no_args_is_help=True,
@@ -34,9 +33,17 @@ Balance = Annotated[Literal['none', 'cap', 'oversample', 'weights'],
                                       'emotion the same share.')]
 Cap = Annotated[int, typer.Option(min=0, help='Clips per cell for `--balance cap`; 0: the smallest cell.')]
 
-def told(ds: dataset.Dataset):
-    "What was made, for a human; the overview goes into the dataset's folder"
-    figures.overview(ds); q = Counter(r['reason'] for r in csv.DictReader(open(ds.folder/'quarantine.csv'))); silent = sum(not c.text for c in ds.clips)
+def told(ds):
+    "What was made (a `Dataset`), for a human; the overview goes into the dataset's folder"
+    from csm_expressive_nb import dataset         # help must not wait for the libraries
+    if lacking('eval', 'matplotlib'):
+        typer.echo(f'note: overview.png needs matplotlib: {install_line("eval")}')
+    else:
+        from csm_expressive_nb.figures import overview
+        overview(ds)
+    with open(ds.folder/'quarantine.csv', newline='', encoding='utf-8') as f:
+        q = Counter(r['reason'] for r in csv.DictReader(f))
+    silent = sum(not c.text for c in ds.clips)
     draws = dataset.balance_table(ds.clips)
     typer.echo('Splits (gain_estimated: speakers without neutral clips; gain_limited: clips kept within full scale)')
     typer.echo(f'{dataset.summary(ds.clips).to_string()}\n')
@@ -45,6 +52,7 @@ def told(ds: dataset.Dataset):
                f'quarantine.csv{": " if q else ""}{", ".join(f"{v} {k}" for k, v in q.most_common())}')
     if loud := sum(c.gain_from == 'limited' for c in ds.clips):
         typer.echo(f'note: {loud} clips were turned down to stay within full scale; a lower --level keeps more of their loudness')
+    for note in ds.info.get('notes', ()): typer.echo(f'note: {note}')
     if silent: typer.echo(f'note: {silent} clips have no text: good for audio-only work, left out of training')
     for k in sorted({c.corpus for c in ds.clips}):
         if len({c.speaker for c in ds.clips if c.corpus == k}) == 1:
@@ -58,7 +66,7 @@ def told(ds: dataset.Dataset):
 
 # %% ../nbs/19_cli.ipynb #6bcb476c
 @app.command()
-def prepare(corpus: Annotated[str, typer.Argument(help=f'One of {", ".join(CORPORA)}, or auto.')], out: Out,
+def prepare(corpus: Annotated[str, typer.Argument(help='ravdess, cremad, esd, emodb, ljspeech, folder, or auto.')], out: Out,
             source: Annotated[Path|None,
                               typer.Option(help='Recordings on disk, in the publisher\'s layout. Without it RAVDESS and CREMA-D are downloaded.')] = None,
             downloads: Annotated[Path|None, typer.Option(help='Where downloads are kept; not given: _cache/downloads.')] = None,
@@ -77,6 +85,8 @@ def prepare(corpus: Annotated[str, typer.Argument(help=f'One of {", ".join(CORPO
             balance: Balance = 'none', cap: Cap = 0):
     """Recordings to a dataset: checked, trimmed, split by speaker, written as Parquet with FLAC inside. A folder of your own: metadata.csv with file, text,
     emotion (and speaker, sex), or folders named after emotions with a .txt beside each recording."""
+    from csm_expressive_nb import dataset
+    from csm_expressive_nb.corpora import CORPORA
     kind = CORPORA.get(corpus)
     reader = {k: v for k, v in dict(emotion=emotion, name=name, tables=tables, own=[e.strip() for e in own.split(',') if e.strip()]).items() if v}
     if source is None:
@@ -94,6 +104,7 @@ def merge(folders: Annotated[list[Path], typer.Argument(help='Datasets made by `
           max_clipped: Clipped = None,
           shares: Shares = (.6, .25, .15), sentence_disjoint: Sentences = False, balance: Balance = 'none', cap: Cap = 0):
     "Several datasets to one: equal recordings found across them, split and balance made anew."
+    from csm_expressive_nb import dataset
     ds = dataset.merge(folders, out, min_agreement=min_agreement, max_clipped=max_clipped, shares=shares, sentence_disjoint=sentence_disjoint, balance=balance,
                        cap=cap)
     told(ds)
@@ -107,8 +118,10 @@ def encode(folder: Annotated[Path, typer.Argument(help='A dataset.')],
            shifts: Annotated[int, typer.Option(min=1, max=4, help='Frame grids per training clip, 20 ms apart.')] = 1,
            augmented: Annotated[int, typer.Option(min=0, help='Augmented copies per training clip.')] = 0):
     "Sound to codes, once; kept below `codes/` in the dataset."
-    # transformers takes seconds
-    from csm_expressive_nb.codes import codec_hash, encode; from csm_expressive_nb.model import load_csm; from csm_expressive_nb.road import AUGMENT
+    from csm_expressive_nb import dataset
+    from csm_expressive_nb.codes import codec_hash, encode
+    from csm_expressive_nb.model import load_csm
+    from csm_expressive_nb.road import AUGMENT
     ds = dataset.Dataset(folder); codec = load_csm(model)[0].codec_model; codes = encode(ds, codec, None, shifts, AUGMENT, augmented)
     typer.echo(f'{sum(map(len, codes))} encodings of {len(codes)} clips, {sum(len(c) for v in codes for c in v)} frames of {codes[0][0].shape[1]} codes, in '
                f'{ds.folder/"codes"/codec_hash(codec)}')
@@ -116,6 +129,7 @@ def encode(folder: Annotated[Path, typer.Argument(help='A dataset.')],
 @app.command()
 def corpora():
     "The corpora this program reads."
+    from csm_expressive_nb.corpora import CORPORA
     for k, c in CORPORA.items():
         typer.echo(f'{k:10} {"downloads" if hasattr(c, "download") else "--source":10} {c.url or "your own recordings":60} {c.licence}')
 
@@ -137,7 +151,7 @@ def pairs(items: list[str]) -> dict:
 
 # %% ../nbs/19_cli.ipynb #08bca904
 Data = Annotated[str|None, typer.Option(help='A prepared dataset, a folder of recordings, or embedded.')]
-Model = Annotated[str|None, typer.Option(help='nano, csm-1b, csm-1b-shape, or a local checkpoint folder.')]
+Model = Annotated[str|None, typer.Option(help='nano, csm-1b, csm-1b-shape, a hub id, or a local checkpoint folder.')]
 Config = Annotated[str, typer.Option(help='YAML file with settings, or the name of a shipped one: expressive, emotion.')]
 Memory = Annotated[int|None, typer.Option(help='GB of one GPU: picks that part of the YAML file.')]
 Steps = Annotated[int|None, typer.Option(min=1, help='Optimizer updates.')]
@@ -188,7 +202,9 @@ def emotion(names: Annotated[list[str], typer.Argument(help=f'One or more of {",
     stop the others."""
     got = given(source=data, model=model, base=base, steps=steps) | pairs(sets)
     cfg = settings(EmotionConfig, config, memory, got | dict(emotion='sad' if names == ['all'] else names[0]))
-    if names == ['all']: from csm_expressive_nb.core import in_order; names = in_order(c.emotion for c in dataset.dataset_of(cfg.source).clips)
+    if names == ['all']:
+        from csm_expressive_nb.dataset import dataset_of
+        names = in_order(c.emotion for c in dataset_of(cfg.source).clips)
     if dry_run: return planned(cfg, names[:1], tflops, gpus)
     launched(gpus); from csm_expressive_nb import road
     if len(names) == 1:
@@ -287,10 +303,38 @@ def intensity(run: Annotated[Path, typer.Argument(help='A finished run folder.')
     typer.echo(f'\nnumbers: {run/"intensity.json"}\nfigure: {run/"figures/intensity.png"}')
 
 # %% ../nbs/19_cli.ipynb #e401aedc
+def explain_failure(error: Exception) -> str:
+    "What went wrong and what helps, in words; empty for a fault of this program, whose traceback is wanted"
+    text, kind = str(error), f'{type(error).__module__}.{type(error).__name__}'
+    if getattr(error, 'errno', None) == errno.ENOSPC or 'No space left' in text:
+        return f'{text}: make room, then run the same command again, it goes on'
+    if isinstance(error, ImportError) and 'socks' in text:
+        return (f'{text} (ALL_PROXY or HTTPS_PROXY names a SOCKS proxy: pip install "httpx[socks]", or name a folder '
+                f'with --source)')
+    if kind.startswith('httpx.'):
+        return f'{text} (look at the variables ALL_PROXY, HTTPS_PROXY and no_proxy, or name a folder with --source)'
+    known = isinstance(error, (MissingExtra, ValueError, OSError, FloatingPointError, csv.Error)) or kind.startswith('safetensors')
+    return text or kind if known else ''
+
+def close_processes():
+    "Leave the group of processes, where there is one: gloo's threads abort a process that ends with them"
+    if 'torch.distributed' in sys.modules:
+        import torch.distributed as group
+        if group.is_available() and group.is_initialized():
+            group.destroy_process_group()
+
 def main():
     "Entry point of `csm_expressive`: errors as one line on stderr; what libraries advise their programmers is not shown"
     os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error'); warnings.simplefilter('ignore', FutureWarning)
+    for stream in (sys.stdout, sys.stderr):
+        # a terminal may lack a character of a label or a path
+        if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace')
     try: app()
-    except (ValueError, OSError, FloatingPointError) as e: typer.echo(f'error: {e}', err=True); sys.exit(1)
+    except Exception as e:
+        if not (line := explain_failure(e)): raise
+        typer.echo(f'error: {line}', err=True)
+        sys.exit(1)
+    finally:
+        close_processes()
 
 if __name__ == '__main__' and '__file__' in globals(): main()          # torchrun starts the module

@@ -9,6 +9,11 @@ __all__ = ['REMEDY', 'MERITS', 'FORMATS', 'HUES', 'DASHES', 'UNITS', 'LOOK', 'DA
            'rows_of', 'clips_of', 'sound_bank', 'first_heard', 'hues', 'label', 'interval', 'merit_charts',
            'training_charts', 'profile_charts', 'dial_charts', 'settings_table', 'provenance', 'dashboard']
 
+# %% ../nbs/18d_dashboard.ipynb #f3b025af
+from .core import require
+
+require('eval', 'plotly', what='the dashboard')
+
 # %% ../nbs/18d_dashboard.ipynb #dde76434
 import base64, hashlib, io, json
 from dataclasses import dataclass
@@ -44,7 +49,7 @@ def read_run(folder: str|Path, name: str = '') -> Shown:
     folder = Path(folder); f = folder/'config.yaml'; name = name or folder.resolve().name
     if not f.is_file():
         raise ValueError(f'{folder} is no run folder (it has no config.yaml): name folders that `csm_expressive emotion`, `finetune` or papermill made')
-    try: config = dict(yaml.safe_load(f.read_text()))
+    try: config = dict(yaml.safe_load(f.read_text(encoding='utf-8')))
     except (yaml.YAMLError, TypeError, ValueError, UnicodeDecodeError) as e:
         raise ValueError(f'{f} is damaged ({type(e).__name__}): restore it, or leave that folder out') from None
     if 'seeds' in config: raise ValueError(f'{folder} is a comparison of arms: its own page is {folder/"index.html"}')
@@ -68,7 +73,7 @@ def read_runs(folders: list[str|Path]) -> list[Shown]:
 
 def runs_below(folder: str|Path) -> list[Path]:
     "Folders of runs of one emotion or of a general stage, right below `folder`; FileNotFoundError where there is none"
-    keys = lambda f: set(yaml.safe_load(f.read_text()) or {})
+    keys = lambda f: set(yaml.safe_load(f.read_text(encoding='utf-8')) or {})
     found = [f.parent for f in sorted(Path(folder).glob('*/config.yaml')) if keys(f) & {'emotion', 'emotions'} and 'seeds' not in keys(f)]
     if not found: raise FileNotFoundError(f'no run folder in {folder}: make one with `csm_expressive emotion sad`')
     return found

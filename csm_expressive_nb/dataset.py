@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SPLITS', 'NAMES', 'VOTES', 'KIND', 'COLUMNS', 'rank', 'divide', 'split_speakers', 'sentence_key', 'split_sentences',
            'cell', 'balance', 'balance_table', 'flac', 'process', 'level', 'schema', 'row', 'dataset_hash', 'claim',
-           'write', 'Dataset', 'table', 'summary', 'markdown', 'card', 'DataConfig', 'choose', 'same_sound', 'prepare',
-           'dataset_of', 'found', 'set_aside', 'merge']
+           'write', 'Dataset', 'table', 'summary', 'markdown', 'source_notes', 'card', 'DataConfig', 'choose',
+           'same_sound', 'prepare', 'dataset_of', 'found', 'set_aside', 'notes_of', 'merge']
 
 # %% ../nbs/03_dataset.ipynb #d8753a78
 import csv, functools, hashlib, io, json, os, re, tempfile
@@ -20,9 +20,10 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from tqdm.auto import tqdm
 
-from .core import EMOTIONS, assets, atomic_write, changed, in_order, read_json, root, write_json
+from .core import EMOTIONS, assets, atomic_write, changed, cores, in_order, read_json, root, write_json
 from .audio import SR, AudioError, decode, median_f0, resample, rms_db, speaker_gains, trim
-from .corpora import CORPORA, Clip, CorpusError, label_conflicts, read, reader_for, write_csv
+from .corpora import CORPORA, Clip, CorpusError, label_conflicts, one_spelling, read
+from .corpora import reader_for, spellings, write_csv
 
 # %% ../nbs/03_dataset.ipynb #926f054f
 SPLITS = ('train', 'test', 'validation')
@@ -37,14 +38,16 @@ def divide(names: list[str], shares: tuple) -> dict:  # {name: split}
     return {n: SPLITS[next(k for k, e in enumerate(edge) if i < e)] for i, n in enumerate(names)}
 
 def split_speakers(clips: list[Clip], shares: tuple = (.6, .25, .15)) -> list[Clip]:
-    "Clips with their `split`, no speaker in two of them"
+    "Clips with their `split`, no speaker in two of them; Ann and ann are one speaker"
     sexes, neutral, strata = defaultdict(Counter), set(), defaultdict(list)
+    spelled = spellings(clips)
     for c in clips:
-        sexes[c.corpus, c.speaker][c.sex] += 1
-        if c.emotion == 'neutral': neutral.add((c.corpus, c.speaker))
+        who = c.corpus, spelled[c.corpus, c.speaker]
+        sexes[who][c.sex] += 1
+        if c.emotion == 'neutral': neutral.add(who)
     for k, n in sexes.items(): strata[k[0], max(sorted(n), key=n.get), k in neutral].append(k[1])       # a speaker has one sex, whatever a table says
     side = {(k[0], n): s for k, names in strata.items() for n, s in divide(names, shares).items()}
-    return [replace(c, split=side[c.corpus, c.speaker]) for c in clips]
+    return [replace(c, split=side[c.corpus, spelled[c.corpus, c.speaker]]) for c in clips]
 
 # %% ../nbs/03_dataset.ipynb #77ca74f8
 def sentence_key(c: Clip) -> str:
@@ -140,8 +143,9 @@ def claim(out: str|Path, settings: dict) -> Path:
     return out
 
 # %% ../nbs/03_dataset.ipynb #9dc36266
-def write(out: Path, clips: list[Clip], sound, quarantine: list, settings: dict):  # the Dataset
-    "Write a dataset; `sound(clip)` gives the FLAC of a clip"
+def write(out: Path, clips: list[Clip], sound, quarantine: list, settings: dict,
+          notes: list[str] = ()):  # the Dataset
+    "Write a dataset; `sound(clip)` gives the FLAC of a clip, `notes` say what the reader had to interpret"
     claim(out, settings); write_json(out/'dataset.json', dict(settings=settings, complete=False)); clips = sorted(clips, key=lambda c: c.id)
     (out/'data').mkdir(exist_ok=True)
     if len({c.id for c in clips}) < len(clips): raise CorpusError('two clips have one id: ' + next(a.id for a, b in zip(clips, clips[1:]) if a.id == b.id))
@@ -153,7 +157,8 @@ def write(out: Path, clips: list[Clip], sound, quarantine: list, settings: dict)
             for i in range(0, len(part), 64): w.write_table(pa.Table.from_pylist([row(c, sound(c)) for c in part[i:i+64]], schema=schema()))
         os.replace(f.with_suffix('.tmp'), f)
     write_csv(out/'quarantine.csv', ('path', 'reason', 'also', 'detail'), sorted(quarantine))
-    info = dict(settings=settings, hash=dataset_hash(clips), clips=len(clips), quarantined=len(quarantine), complete=True)
+    info = dict(settings=settings, hash=dataset_hash(clips), clips=len(clips), quarantined=len(quarantine),
+                notes=list(notes), complete=True)
     atomic_write(out/'README.md', card(clips, quarantine, info)); write_json(out/'dataset.json', info); return Dataset(out)
 
 # %% ../nbs/03_dataset.ipynb #c306f72e
@@ -206,6 +211,11 @@ def markdown(t: pd.DataFrame) -> str:
     return '\n'.join([line(t.columns), line(['---']*len(t.columns)), *map(line, t.itertuples(index=False))])
 
 # %% ../nbs/03_dataset.ipynb #177e0fc9
+def source_notes(notes: list[str]) -> str:
+    "Section of the card: what the reader had to interpret; nothing where there was nothing"
+    if not notes: return ''
+    return '\n## Notes on the source\n\n' + ''.join(f'- {note}\n' for note in notes)
+
 def card(clips: list[Clip], quarantine: list, info: dict) -> str:
     "README.md of a dataset: what `datasets` and a human want to know"
     licences = sorted({f'- {c.corpus}: {c.licence}' for c in clips}); gone = Counter(q[1] for q in quarantine)
@@ -244,7 +254,7 @@ Training draws (`share` of all, `effective` number of clips after repetition), b
 ## Left out
 
 {", ".join(f"{n} {r}" for r, n in gone.most_common()) or "nothing"} (`quarantine.csv`).
-'''
+{source_notes(info.get("notes", []))}'''
 
 # %% ../nbs/03_dataset.ipynb #10191c87
 class DataConfig(BaseModel):
@@ -294,13 +304,15 @@ def prepare(source: str|Path, out: str|Path, corpus: str = 'auto', reader: dict|
     if not read_json(out/'dataset.json').get('complete'): c.write_quarantine(out/'quarantine.csv')
     c.accept(cfg.max_rejected); made['recordings'] = hashlib.sha256(json.dumps([asdict(x) for x in c.clips]).encode()).hexdigest()
     jobs = (joblib.delayed(process)(x, c.path(x)) for x in c.clips); spool, at, done = tempfile.TemporaryFile(), {}, []
-    workers = joblib.Parallel(n_jobs=-1 if len(c.clips) > 1000 else 1, return_as='generator')           # starting workers takes seconds
+    # most of the work runs outside Python's lock; processes are worth their start for a large corpus only
+    workers = joblib.Parallel(n_jobs=cores(), prefer='processes' if len(c.clips) > 1000 else 'threads', return_as='generator')
     for x, b in tqdm(workers(jobs), total=len(c.clips), desc=f'prepare {r.name}', unit='clip', leave=False):
         at[x.id] = spool.tell(), len(b); spool.write(b); done.append(x)
     gain = speaker_gains([(x.speaker, x.emotion, x.level_db + x.gain_db) for x in done], cfg.level)      # one per speaker ...
     done, twins = same_sound([level(x, *gain[x.speaker]) for x in done]); clips, gone = choose(done, cfg)  # ... and a ceiling
     def sound(x): spool.seek(at[x.id][0]); return spool.read(at[x.id][1])
-    return write(out, clips, sound, c.quarantine + [(x.source, e.reason, '', e.detail) for x, e in twins + gone], made)
+    bad = c.quarantine + [(x.source, e.reason, '', e.detail) for x, e in twins + gone]
+    return write(out, clips, sound, bad, made, c.notes)
 
 # %% ../nbs/03_dataset.ipynb #5d53e3d3
 def dataset_of(source: str|Path = 'embedded', own: list[str] = ()) -> Dataset:
@@ -314,7 +326,10 @@ def dataset_of(source: str|Path = 'embedded', own: list[str] = ()) -> Dataset:
     out = root()/'_cache'/'datasets'/f'{r.name}-{key}'
     out.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(out.parent/f'.{out.name}.lock'):                                    # two runs that start together prepare once
-        return Dataset(out) if (out/'dataset.json').exists() and read_json(out/'dataset.json')['complete'] else prepare(source, out, reader=more)
+        if (out/'dataset.json').exists() and read_json(out/'dataset.json')['complete']: return Dataset(out)
+        made = prepare(source, out, reader=more)
+        for note in made.info['notes']: print(f'note: {note}')
+        return made
 
 # %% ../nbs/03_dataset.ipynb #4c38d127
 def found(place: str|Path) -> tuple[dict, pd.DataFrame]:  # ({name: Dataset}, what was skipped and why)
@@ -329,8 +344,15 @@ def found(place: str|Path) -> tuple[dict, pd.DataFrame]:  # ({name: Dataset}, wh
 # %% ../nbs/03_dataset.ipynb #1470aeb3
 def set_aside(ds: Dataset) -> list[tuple]:
     "Quarantine rows of a dataset, the corpus named in front of the path"
-    rows = csv.reader(open(ds.folder/'quarantine.csv', newline='')); next(rows); s = ds.info['settings']['source']
+    rows = csv.reader(open(ds.folder/'quarantine.csv', newline='', encoding='utf-8'))
+    next(rows)
+    s = ds.info['settings']['source']
     return [(f'{s}/{path}' if isinstance(s, str) else path, *rest) for path, *rest in rows]
+
+def notes_of(ds: Dataset) -> list[str]:
+    "Notes on a dataset's source, the corpus named in front"
+    source, notes = ds.info['settings']['source'], ds.info.get('notes', [])
+    return [f'{source}: {note}' for note in notes] if isinstance(source, str) else notes
 
 def merge(folders: list[str|Path], out: str|Path, **settings) -> Dataset:
     "One dataset from several; equal recordings count once, contradicting ones not at all"
@@ -341,6 +363,9 @@ def merge(folders: list[str|Path], out: str|Path, **settings) -> Dataset:
     if clash := [a.id for a, b in zip(good, good[1:]) if a.id == b.id]:
         raise CorpusError(f'{clash[0]} is in two of the datasets with different sound: if they are different corpora, prepare one of them under another name '
                           f'(`--name`)')
+    good, people = one_spelling(good)
+    notes = [note for p in parts for note in notes_of(p)]
     home = {(x.id, x.audio_sha256): (p, x) for p in parts for x in p.clips}; clips, gone = choose(good, cfg); before = [q for p in parts for q in set_aside(p)]
     def sound(x): p, was = home[x.id, x.audio_sha256]; return p.flac(was)
-    return write(out, clips, sound, before + [(x.id, e.reason, '', e.detail) for x, e in twins + gone], made)
+    bad = before + [(x.id, e.reason, '', e.detail) for x, e in twins + gone]
+    return write(out, clips, sound, bad, made, list(dict.fromkeys(notes + people)))

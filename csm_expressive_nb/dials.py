@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np, soundfile as sf
 from scipy.stats import rankdata
 
-from .core import Run, read_json, sha256, write_json
+from .core import Run, claim, read_json, sha256, write_json
 from .dataset import dataset_of
 from .model import load_adapter, scaled
 from .continual import evaluation_sentences, neutral_nll
@@ -75,7 +75,8 @@ def intensity(folder: str|Path, scales: list[float] = SCALES, sentences: int = 2
     folder = Path(folder); scales = sorted(set(map(float, scales)))
     if len(scales) < 2 or scales[0] < 0 or not 2 <= sentences <= 48:
         raise ValueError(f'scales = {scales}, sentences = {sentences}: give two strengths or more, none below 0, and 2 to 48 sentences')
-    cfg, tags, adapter = open_finished(folder); ds = dataset_of(cfg.source); mine, _ = sides(ds); voices = sorted({voice(c) for c in mine})
+    cfg, tags, adapter = open_finished(folder); turn = claim(folder, 'measuring the intensity')
+    ds = dataset_of(cfg.source); mine, _ = sides(ds); voices = sorted({voice(c) for c in mine})
     here = folder/'intensity'; rows = said(cfg, adapter, dial_blocks(cfg, tags, voices, scales, sentences, reference), here, show)
     sets = heard_sets(rows, here)
     judge, prosody = judge_of(ds); card, = judge.cards.values()
@@ -86,6 +87,7 @@ def intensity(folder: str|Path, scales: list[float] = SCALES, sentences: int = 2
                   emotions={e: curves(e, scales, sets, judge, people, drift) for e in tags})
     write_json(folder/'intensity.json', result); save_figure(dose_figure(result['emotions']), folder/'figures/intensity.png')
     if (folder/'report.json').exists(): (write_page if hasattr(cfg, 'emotion') else page_all)(cfg, Run.open(folder, cfg), read_json(folder/'report.json'))
+    turn.release()
     return result
 
 def lost(cfg, folder: Path, adapter: Path, ds, scales: list[float]) -> list[dict]:

@@ -15,7 +15,7 @@ import numpy as np, soundfile as sf
 
 from .core import Run, atomic_write, read_json, root, write_json
 from .audio import SR
-from .model import emotion_tag, load_csm, trainable, weights_hash
+from .model import base_name, emotion_tag, load_csm, save_adapter, trainable, weights_hash
 from .training import processes, train
 from .fisher import Fisher, deltas, fisher, fisher_of
 from .continual import evaluation_sentences, neutral_nll, rehearsable, terms, transfer
@@ -23,9 +23,8 @@ from .speak import speak
 from .stats import shown
 from .judge import save
 from .evaluation import judge_samples
-from .figures import asked_said, gain_figure, save as save_figure, training_curves
 from .pages import page, player
-from .road import LICENCE_NOTE, Data, anchors, clip_items, drift, fit, judge_of, listener, prepare, with_teacher
+from .road import LICENCE_NOTE, Data, anchors, clip_items, drift, fit, judge_of, listener, prepare, reportable, with_teacher
 
 # %% ../nbs/18_expressive.ipynb #06e6200b
 def tags_of(cfg) -> dict[str, str]:
@@ -105,18 +104,22 @@ def page_all(cfg, run: Run, report: dict) -> Path:
                 evaluated=(run.path/'evaluation.json').exists(), dial=(run.path/'intensity.json').exists())
 
 def finish_all(cfg, run: Run, model, processor, data: Data, speech: dict) -> dict:
-    "Measure, keep samples, write `report.json`, figures, page and the adapter's card"
+    "Measure, keep samples, write `report.json`, figures, page and the adapter's card; the run is complete, and released"
     report = measure_all(cfg, run, model, processor, data, speech) | dict(config=cfg.model_dump(exclude={'out'}), samples=keep_all(cfg, run, speech),
-                                                                          ended=json.loads((run/'ended.json').read_text()))
+                                                                          ended=json.loads((run/'ended.json').read_text(encoding='utf-8')))
     report = json.loads(json.dumps(report)); write_json(run/'report.json', report)
-    for k, fig in dict(gain=gain_figure(gains(report), 'judged as asked'), asked_said=asked_said(report), training=training_curves(run)).items():
-        save_figure(fig, run.path/f'figures/{k}.png')
+    from csm_expressive_nb import figures         # matplotlib, which training does without
+    drawings = dict(gain=figures.gain_figure(gains(report), 'judged as asked'), asked_said=figures.asked_said(report),
+                    training=figures.training_curves(run))
+    for name, figure in drawings.items():
+        figures.save(figure, run.path/f'figures/{name}.png')
     page_all(cfg, run, report); rows = table_all(report); line = lambda xs: f'| {" | ".join(map(str, xs))} |'
     if (run.path/'adapter').exists():
         atomic_write(run/'adapter'/'README.md',
                      f"---\nlibrary_name: peft\nbase_model: {Path(cfg.model).name}\n---\n# expressive: {', '.join(cfg.emotions)}\n\nA tag in the text asks for "
                      f"the emotion: `{emotion_tag('sad')}text`. Trained on {', '.join(f'{c} ({l})' for c, l in report['corpus'])}. "
                      f"{LICENCE_NOTE}\n\n{line(rows[0])}\n{line('---' for _ in rows[0])}\n" + '\n'.join(line(r.values()) for r in rows) + '\n')
+    run.release()
     return report
 
 # %% ../nbs/18_expressive.ipynb #88e62945
@@ -128,7 +131,9 @@ def finetune(cfg, show: bool = True) -> tuple[Run, dict|None]:
     else:
         with processes().main_process_first(): data = prepare(cfg, run, model, processor, tags_of(cfg))
         model = fit(cfg, run, model, processor, data, tags_of(cfg), show)
-    return run, finish_all(cfg, run, model, processor, data, speak_all(cfg, model, processor, data)) if processes().is_main_process else None
+    if not processes().is_main_process or not reportable(run):
+        return run, None
+    return run, finish_all(cfg, run, model, processor, data, speak_all(cfg, model, processor, data))
 
 # %% ../nbs/18_expressive.ipynb #e4f2ee47
 def online(old: Fisher|None, new: Fisher, gamma: float) -> Fisher:
@@ -159,5 +164,5 @@ def fit_stages(cfg, run: Run, model, processor, show: bool = True) -> tuple:  # 
     write_json(run/'transfer.json',
                dict(tasks=list(tests), stages=['base', *cfg.emotions], nll=[[round(-x, 4) for x in r] for r in R],
                     **{k: round(v, 4) for k, v in transfer(R).items()}))
-    model.save_pretrained(run.path/'adapter'); atomic_write(run/'ended.json', (place.path/'ended.json').read_text())
+    save_adapter(model, run.path/'adapter', base_name(cfg.model)); atomic_write(run/'ended.json', (place.path/'ended.json').read_text(encoding='utf-8'))
     shutil.copyfile(place.path/'metrics.jsonl', run/'metrics.jsonl'); return model.eval(), whole

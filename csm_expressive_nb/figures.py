@@ -8,6 +8,11 @@ __all__ = ['BASE', 'ADAPTER', 'HUMAN', 'OTHER', 'STYLE', 'PROFILE', 'COLOURS', '
            'gap_figure', 'judge_figure', 'profile_figure', 'gain_figure', 'asked_said', 'corpus_figure', 'overview',
            'heard_figure', 'evaluation_figure', 'retention_figure', 'dose_figure']
 
+# %% ../nbs/13_figures.ipynb #b2a68ef5
+from .core import require
+
+require('eval', 'matplotlib', what='a figure')
+
 # %% ../nbs/13_figures.ipynb #35a77cfb
 from functools import wraps
 
@@ -222,7 +227,8 @@ def overview(ds):
     "Write `overview.png` into a dataset's folder and show it in its card"
     corpus_figure(ds.clips, ' + '.join(sorted({c.corpus for c in ds.clips}))).savefig(ds.folder/'overview.png', dpi=110, metadata={'Software': None})
     f = ds.folder/'README.md'
-    if 'overview.png' not in f.read_text(): atomic_write(f, f.read_text() + '\n![Emotions by speaker, durations, levels, F0](overview.png)\n')
+    card = f.read_text(encoding='utf-8')
+    if 'overview.png' not in card: atomic_write(f, card + '\n![Emotions by speaker, durations, levels, F0](overview.png)\n')
 
 @drawn
 def heard_figure(t):

@@ -14,10 +14,9 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
-from .core import root
+from .core import root, save_tensors
 from .model import HeadNll, base_of, heads, logits, lora_config, pack, states
 from .batches import Item
 
@@ -136,9 +135,10 @@ def fisher_of(model, items: list[Item], base: str, kind: str = 'diagonal', seed:
         with safe_open(f, 'pt') as t:
             if t.metadata().get('key') == json.dumps(key, sort_keys=True):
                 return Fisher({k: t.get_tensor(k) for k in t.keys()}, json.loads(t.metadata()['health']))
-    r = fisher(model, items, kind, seed=seed, show=show); f.parent.mkdir(parents=True, exist_ok=True); tmp = f.with_suffix(f'.{os.getpid()}.tmp')
-    save_file({k: v.float().cpu().contiguous() for k, v in r.values.items()}, tmp, dict(key=json.dumps(key, sort_keys=True), health=json.dumps(r.health)))
-    os.replace(tmp, f); return r
+    r = fisher(model, items, kind, seed=seed, show=show)
+    about = dict(key=json.dumps(key, sort_keys=True), health=json.dumps(r.health))
+    save_tensors({k: v.float().cpu().contiguous() for k, v in r.values.items()}, f, about)
+    return r
 
 # %% ../nbs/07a_fisher.ipynb #9bbeb6a8
 def deltas(model) -> dict[str, torch.Tensor]:

@@ -21,6 +21,7 @@ from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Model, Wav2Ve
 from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
 
+from .core import install_line
 from .audio import SR
 from .metrics import Unavailable, Utterance, register
 
@@ -193,14 +194,15 @@ WHISPER = 'openai/whisper-large-v3@06f233fe06e710322aca913c1bc4249a0d71fce1'
 
 @register('whisper', what='word and character errors heard by Whisper large-v3', unit='errors per word', better='lower', low=0, high=float('inf'),
           licence='Apache-2.0 (code and weights); Silero VAD MIT; jiwer Apache-2.0', wants=('text',), hub=(WHISPER,), default=False,
-          packages=(('jiwer', 'pip install jiwer'), ('silero_vad', 'pip install silero-vad')),
+          packages=(('jiwer', install_line('eval')), ('silero_vad', install_line('eval'))),
           validated='counts and gate on known cases, path on tiny rigged weights; recogniser not yet run with its own')
 class Whisper:
     "WER, CER (Whisper's normaliser), WER (seed-tts-eval), errors and words"
     def __init__(self, model: str = WHISPER, device: str = 'cpu'):
         folder = fetch(model); self.net = network(WhisperForConditionalGeneration, folder, device)
         self.processor = WhisperProcessor.from_pretrained(folder, local_files_only=True)
-        self.english = EnglishTextNormalizer(json.loads((folder/'normalizer.json').read_text()))      # read here: transformers 5 may lose it with the tokenizer
+        # read here: transformers 5 may lose it with the tokenizer
+        self.english = EnglishTextNormalizer(json.loads((folder/'normalizer.json').read_text(encoding='utf-8')))
         self.ask = dict(language='en', task='transcribe') if getattr(self.net.generation_config, 'is_multilingual', True) else {}      # .en models: no choice
     @torch.no_grad()
     def hear(self, audio: np.ndarray) -> str:

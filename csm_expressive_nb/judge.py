@@ -44,7 +44,7 @@ def prosody_table(ds, clips) -> list[dict]:
     key = hashlib.sha256(code + json.dumps([(c.audio_sha256, c.gain_db, c.text) for c in clips]).encode()).hexdigest()[:20]
     f = root()/'_cache'/'prosody'/f'{key}.json'
     if not f.exists(): atomic_write(f, json.dumps(measure([Utterance(ds.audio(c), c.text) for c in clips], dict(prosody={}), show=False)[0]))
-    return json.loads(f.read_text())
+    return json.loads(f.read_text(encoding='utf-8'))
 
 def relative_table(clips: list[Clip], rows: list[dict], pooled: bool = False) -> list[list]:
     """Features of recordings against the speaker's own neutral clips; `pooled`: against all clips of the corpus and sex that are neutral or were heard so, for
@@ -180,7 +180,7 @@ def save(j: Judge, path) -> Path:
 
 def shipped(path=None) -> Judge:
     "The judge fitted on CREMA-D, or one of your own that `save` wrote"
-    d = json.loads(Path(path or assets('judge.json')).read_text()); j = Judge(d['C'])
+    d = json.loads(Path(path or assets('judge.json')).read_text(encoding='utf-8')); j = Judge(d['C'])
     if tuple(d['features']) != FEATURES: raise ValueError(f'{path} was fitted on other features: fit it again')
     j.emotions, j.trained, j.cards = d['emotions'], d['trained'], d['cards']
     j.mean, j.scale, j.coef, j.bias = (np.array(d[k]) for k in ('mean', 'scale', 'coef', 'bias'))

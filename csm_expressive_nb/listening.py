@@ -8,6 +8,11 @@ __all__ = ['FIELDS', 'SCALE', 'ASK', 'ID', 'COLUMNS', 'RATER', 'CODE', 'PAGE', '
            'append', 'answered', 'now', 'ListeningTest', 'listening_page', 'read_answers', 'two_way', 'alpha',
            'simulated', 'save_answers', 'rater_table', 'identification', 'analyse', 'listening_figure']
 
+# %% ../nbs/14_listening.ipynb #925f99da
+from .core import require
+
+require('notebook', 'ipywidgets', 'matplotlib', what='the listening test')
+
 # %% ../nbs/14_listening.ipynb #a340f0f4
 import base64, csv, html, io, json, os, random, re, time
 from collections import defaultdict

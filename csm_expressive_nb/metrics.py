@@ -6,22 +6,24 @@
 __all__ = ['METRICS', 'FORMS', 'PROSODY', 'GE2E_HASH', 'READY', 'Utterance', 'Metric', 'Unavailable', 'register', 'cached',
            'status', 'load', 'gaps', 'once', 'Prosody', 'prosody', 'phonemes', 'error_rate', 'PhonemeErrorRate',
            'ForcedChoice', 'VoiceActivity', 'Stopped', 'RealTimeFactor', 'SpeakerSimilarity', 'DistillMos', 'cepstrum',
-           'cepstra', 'cepstral_distance', 'MelCepstralDistance', 'VoiceQuality', 'EGeMaps', 'lacks', 'spread',
+           'cepstra', 'cepstral_distance', 'MelCepstralDistance', 'VoiceQuality', 'EGeMaps', 'lacks', 'spread', 'ready',
            'measure_few', 'measure', 'registry']
 
 # %% ../nbs/11_metrics.ipynb #8692d620
-import hashlib, importlib, os, pickle, re, time
+import hashlib, importlib, pickle, re, sys, threading, time
+from collections import defaultdict
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-import librosa, numpy as np, soxr, torch
+import librosa, numpy as np, soxr
 from huggingface_hub import try_to_load_from_cache
 from joblib import Parallel, delayed
+from joblib.externals.loky import get_reusable_executor
 from tqdm.auto import tqdm
 
-from .core import unknown
+from .core import cores, install_line, unknown
 from .audio import SR, f0_track, rms_db, trim
 
 # %% ../nbs/11_metrics.ipynb #11d9efba
@@ -57,6 +59,7 @@ class Metric:
     hub: tuple = ()                     # models whose weights it loads, as id or id@revision
     default: bool = True                # measured without being asked for
     few: int = 0                        # where it is slow: at most so many utterances of a system, evenly spread
+    locked: bool = False                # works under Python's lock: only processes make it faster
 
 # %% ../nbs/11_metrics.ipynb #755d05a5
 METRICS: dict[str, Metric] = {}
@@ -79,7 +82,7 @@ def status(name: str) -> str:
     "`available`, `missing: pip install ...` or `needs download: ...`"
     if name not in METRICS: raise ValueError(unknown(name, METRICS).replace('setting', 'metric'))
     m = METRICS[name]
-    if gone := [how for p, how in m.packages if not find_spec(p)]: return f'missing: {"; ".join(gone)}'
+    if gone := [how for p, how in m.packages if not find_spec(p)]: return f'missing: {"; ".join(dict.fromkeys(gone))}'
     if away := [r for r in m.hub if not cached(r)]: return f'needs download: {", ".join(r.partition("@")[0] for r in away)}'
     return 'available'
 
@@ -100,10 +103,11 @@ def gaps(x: np.ndarray, top_db: float = 35., least: float = .15) -> float:
 
 def once(f):
     "Method of a metric that remembers its last answer: the judge asks again for what prosody and voice activity just said of the same clip"
-    last = [None, None]
+    last = threading.local()         # every thread measures clips of its own
     def g(self, u):
-        if last[0] is not u: last[:] = u, f(self, u)
-        return last[1]
+        if getattr(last, 'clip', None) is not u:
+            last.clip, last.answer = u, f(self, u)
+        return last.answer
     return g
 
 @register('prosody', unit='; '.join(f'{k}: {u}' for k, u in PROSODY.items()), better='', low=-np.inf, high=np.inf, licence='pyworld MIT, librosa ISC',
@@ -134,17 +138,23 @@ def error_rate(said: list, right: list) -> float:
     return jiwer.wer(' '.join(right), ' '.join(said) or '-')
 
 @register('per', unit='edits per phoneme', better='lower', low=0, high=np.inf, licence='hama Apache-2.0, its training data is not stated',
-          wants=('text',), few=24,
+          wants=('text',), few=24, packages=(('hama', install_line('eval')), ('jiwer', install_line('eval'))),
           validated='0 for identical phonemes; right against wrong text on real clips; noise, cuts and repetitions in the sanity report')
 class PhonemeErrorRate:
     "Phoneme error rate: hama's recogniser against its own G2P of the text"
-    def __init__(self): import hama; self.asr, self.g2p = hama.ASRModel(), cache(hama.G2PModel().predict)
+    known = {}                          # phonemes by text, for the instances of all threads
+    def __init__(self): import hama; self.asr, self.g2p = hama.ASRModel(), hama.G2PModel()
     def heard(self, x): return phonemes(''.join(self.asr.transcribe_waveform(soxr.resample(np.asarray(x, np.float32), SR, 16_000), 16_000).phonemes))
-    def right(self, text): return phonemes(self.g2p(re.sub(r"[^a-z' ]", '', text.lower())).ipa)
+    def right(self, text):
+        words = re.sub(r"[^a-z' ]", '', text.lower())
+        if words not in self.known:
+            self.known[words] = phonemes(self.g2p.predict(words).ipa)
+        return self.known[words]
     def __call__(self, u): return error_rate(self.heard(u.audio), self.right(u.text))
 
 # %% ../nbs/11_metrics.ipynb #39739a31
-@register('words', unit='share of sentences', better='higher', low=0, high=1, licence='pocketsphinx BSD-2', wants=('text',), few=24,
+@register('words', unit='share of sentences', better='higher', low=0, high=1, licence='pocketsphinx BSD-2', wants=('text',), few=24, locked=True,
+          packages=(('pocketsphinx', install_line('eval')),),
           validated='right against wrong text on recordings; refuses words outside its dictionary')
 class ForcedChoice:
     "Which of `texts` was said? pocketsphinx under a JSGF grammar of exactly these sentences"
@@ -173,13 +183,14 @@ class ForcedChoice:
 
 # %% ../nbs/11_metrics.ipynb #41bd4aa0
 @register('vad', unit='speech: seconds; speech_share: share of the clip; trailing: seconds after the last speech', better='', low=0, high=np.inf,
-          licence='silero-vad MIT', packages=(('silero_vad', 'pip install silero-vad'),),
+          licence='silero-vad MIT', packages=(('silero_vad', install_line('eval')),),
           validated='silence, noise and tones hold none; padding adds exactly its length of silence')
 class VoiceActivity:
     "Speech found in the clip, and silence after it"
     def __init__(self): import silero_vad; self.find, self.model = silero_vad.get_speech_timestamps, silero_vad.load_silero_vad()
     def spans(self, x):
         x = np.asarray(x, np.float32); peak = np.abs(x).max(); x = x*min(1, .5/max(1e-9, peak)) if peak > .5 else x
+        import torch         # in the functions that use it: a process that recognises words starts without
         return self.find(torch.from_numpy(soxr.resample(np.pad(x, SR//4), SR, 16_000)), self.model, min_speech_duration_ms=60)
     @once
     def __call__(self, u):
@@ -204,28 +215,32 @@ GE2E_HASH = '39373b86598fa3da9fcddee6142382efe09777e8d37dc9c0561f41f0070f134e'
 class SpeakerSimilarity:
     "Cosine of GE2E embeddings: the clip and the mean of neutral clips of its voice"
     def __init__(self):
+        import torch
         data = Path(find_spec('resemblyzer').origin).with_name('pretrained.pt'); self.known = {}
         if hashlib.sha256(data.read_bytes()).hexdigest() != GE2E_HASH:
             raise Unavailable('resemblyzer holds other weights than version 0.1.4: pip install --no-deps --force-reinstall resemblyzer==0.1.4')
         w = torch.load(data, map_location='cpu', weights_only=True)['model_state']
         self.lstm, self.linear = torch.nn.LSTM(40, 256, 3, batch_first=True).eval(), torch.nn.Linear(256, 256)
         for name in ('lstm', 'linear'): getattr(self, name).load_state_dict({k.removeprefix(name + '.'): v for k, v in w.items() if k.startswith(name + '.')})
-    @torch.no_grad()
     def embed(self, x: np.ndarray) -> np.ndarray:  # [256], length 1
         "Mean over windows of 1.6 s, .77 s apart"
+        import torch
         # theirs only raises the level: a quieter clip would be another voice
         y = soxr.resample(trim(np.asarray(x, np.float32), margin=0.), SR, 16_000); y = y*10**((-30 - rms_db(y))/20)
         mel = librosa.feature.melspectrogram(y=np.pad(y, (0, max(0, 25_600 - len(y)))), sr=16_000, n_fft=400, hop_length=160, n_mels=40).T.astype(np.float32)
         at = range(0, max(1, len(mel) - 159), 77)
-        e = torch.relu(self.linear(self.lstm(torch.from_numpy(np.stack([mel[i:i+160] for i in at])))[1][0][-1])); e = (e/e.norm(dim=1, keepdim=True)).mean(0)
-        return (e/e.norm()).numpy()
+        windows = torch.from_numpy(np.stack([mel[i:i+160] for i in at]))
+        with torch.no_grad():
+            e = torch.relu(self.linear(self.lstm(windows)[1][0][-1]))
+            e = (e/e.norm(dim=1, keepdim=True)).mean(0)
+            return (e/e.norm()).numpy()
     def centre(self, near): m = np.mean([self.embed(x) for x, _ in near], 0); return m/np.linalg.norm(m)
     def __call__(self, u):
         if (k := id(u.near)) not in self.known: self.known[k] = (u.near, self.centre(u.near))      # the tuple is kept: its id stays its own
         return float(self.embed(u.audio) @ self.known[k][1])
 
 # %% ../nbs/11_metrics.ipynb #62d3e05e
-@register('mos', unit='predicted opinion, 1-5', better='higher', low=1, high=5, licence='distillmos MIT', packages=(('distillmos', 'pip install distillmos'),),
+@register('mos', unit='predicted opinion, 1-5', better='higher', low=1, high=5, licence='distillmos MIT', packages=(('distillmos', install_line('eval')),),
           few=5, validated='clean over noisy real speech; no score without speech')
 class DistillMos:
     "Predicted mean opinion score (DistillMOS), level set to -26 dB first; NaN where no speech is found"
@@ -234,11 +249,12 @@ class DistillMos:
         from distillmos import ConvTransformerSQAModel
         with contextlib.redirect_stdout(io.StringIO()): self.model = ConvTransformerSQAModel().eval()       # it prints the path of its weights
         self.vad = VoiceActivity()
-    @torch.no_grad()
     def __call__(self, u):
+        import torch
         if not self.vad.spans(u.audio): return float('nan')
         y = soxr.resample(np.asarray(u.audio, np.float32), SR, 16_000); y = np.clip(y*10**((-26 - rms_db(y))/20), -1, 1)
-        return float(self.model(torch.from_numpy(y)[None])[0])
+        with torch.no_grad():
+            return float(self.model(torch.from_numpy(y)[None])[0])
 
 # %% ../nbs/11_metrics.ipynb #d6ac446c
 def cepstrum(logmel: np.ndarray, n: int = 13) -> np.ndarray:  # [bands, frames] natural log of magnitudes -> [n, frames]
@@ -263,7 +279,7 @@ class MelCepstralDistance:
 
 # %% ../nbs/11_metrics.ipynb #47d249cf
 @register('voice_quality', unit='hnr: dB; jitter, shimmer: share', better='', low=-np.inf, high=np.inf, licence='praat-parselmouth GPL-3',
-          packages=(('parselmouth', "pip install -e '.[eval-gpl]'"),), default=False, validated='a harmonic tone against the same tone in noise')
+          packages=(('parselmouth', install_line('eval-gpl')),), default=False, validated='a harmonic tone against the same tone in noise')
 class VoiceQuality:
     "Praat's harmonics-to-noise ratio, local jitter and shimmer"
     def __init__(self): import parselmouth; self.praat = parselmouth
@@ -274,7 +290,7 @@ class VoiceQuality:
                     shimmer=call([s, p], 'Get shimmer (local)', 0, 0, .0001, .02, 1.3, 1.6))
 
 @register('egemaps', unit='88 functionals, see their names', better='', low=-np.inf, high=np.inf,
-          licence='opensmile: audEERING research licence, non-commercial', packages=(('opensmile', "pip install -e '.[eval-nc]'"),), default=False,
+          licence='opensmile: audEERING research licence, non-commercial', packages=(('opensmile', install_line('eval-nc')),), default=False,
           validated='as published (Eyben et al. 2016)')
 class EGeMaps:
     "eGeMAPSv02 functionals"
@@ -293,26 +309,47 @@ def spread(us: list[Utterance], few: int) -> set[int]:  # positions
         i = [j for j, u in enumerate(us) if u.system == s]; out |= {i[int(k)] for k in np.linspace(0, len(i) - 1, min(few, len(i)))} if few else set(i)
     return out
 
-READY = {}                                  # loaded metrics of this process
+READY = defaultdict(list)                   # loaded metrics of this process that nobody uses now
+
+@contextmanager
+def ready(name: str, download: bool, kw: dict):
+    "A loaded metric for one thread at a time; it is kept for whoever asks next"
+    free = READY[name, pickle.dumps(kw)]
+    try:
+        metric = free.pop()
+    except IndexError:
+        metric = load(name, download, **kw)
+        metric.fresh = True         # its first call warms it up and is not timed
+    try:
+        yield metric
+    finally:
+        free.append(metric)
 
 def measure_few(jobs: list[tuple], metrics: dict, download: bool, homes: list[str]) -> list[tuple]:  # (position, row, {metric: seconds})
     "The metrics `(position, utterance, names)` asks for, on one thread"
     for h in homes: importlib.import_module(h)                     # a fresh process knows no metric of later chapters
-    n, out = torch.get_num_threads(), []; torch.set_num_threads(1)
+    if 'torch' in sys.modules:         # joblib's own processes have one thread each
+        sys.modules['torch'].set_num_threads(1)
+    out = []
     for i, u, names in jobs:
         row, took = {}, {}
         for k in names:
-            if (key := (k, pickle.dumps(metrics[k]))) not in READY: READY[key] = load(k, download, **metrics[k]); READY[key](replace(u))
-            t = time.perf_counter(); v = READY[key](u); took[k] = time.perf_counter() - t
+            with ready(k, download, metrics[k]) as metric:
+                if metric.__dict__.pop('fresh', False):
+                    metric(replace(u))
+                start = time.perf_counter()
+                v = metric(u)
+                took[k] = time.perf_counter() - start
             row |= {k: v} if not isinstance(v, dict) else {f'{k}_{q}': w for q, w in v.items()} if METRICS[k].hub else v
         out.append((i, row, took))
-    torch.set_num_threads(n); return out
+    return out
 
 def measure(us: list[Utterance], metrics: dict[str, dict], jobs: int = 0, download: bool = False, few: bool = True, show: bool = True) -> tuple[list[dict],
         dict]:  # (row per clip, facts per metric)
-    """Every metric in `metrics` (name to arguments) on every clip that has what it wants, in `jobs` processes (0: one per core, fewer for few clips, as
-    starting one takes seconds); slow ones on some clips of each system unless `few` is off; the figures of hub models carry the metric's name in front"""
-    jobs = jobs or max(1, min(os.cpu_count() or 1, len(us)//64))
+    """Every metric in `metrics` (name to arguments) on every clip that has what it wants, on `jobs` threads, or in processes where a metric is
+    `locked` (0: one per core, fewer for few clips); slow ones on some clips of each system unless `few` is off; the figures of hub models carry the metric's name in front"""
+    locked = any(METRICS[k].locked for k in metrics)
+    jobs = jobs or max(1, min(cores(), len(us)//(64 if locked else 16)))
     for k in metrics:
         if (s := status(k)) != 'available' and not (download and s.startswith('needs download')): raise Unavailable(f'{k} ({METRICS[k].licence}): {s}')
     fit = {k: {i for i in spread(us, METRICS[k].few*few) if not lacks(METRICS[k], us[i])} for k in metrics}
@@ -320,8 +357,17 @@ def measure(us: list[Utterance], metrics: dict[str, dict], jobs: int = 0, downlo
     n = min(16, -(-len(todo)//jobs)); chunks = [todo[i:i+n] for i in range(0, len(todo), n)]; rows, took = [{}]*len(us), {k: 0. for k in metrics}
     homes = sorted({METRICS[k].make.__module__ for k in metrics} - {'__main__'})
     with tqdm(total=len(us), desc='measure', unit='clip', disable=not show) as bar:
-        for part in Parallel(jobs, return_as='generator_unordered')(delayed(measure_few)(c, metrics, download, homes) for c in chunks):
-            for i, row, t in part: rows[i] = row; bar.update(); took |= {k: took[k] + v for k, v in t.items()}
+        import torch
+        threads = torch.get_num_threads()
+        pool = Parallel(jobs, prefer='processes' if locked else 'threads', return_as='generator_unordered')
+        for part in pool(delayed(measure_few)(c, metrics, download, homes) for c in chunks):
+            for i, row, t in part:
+                rows[i] = row
+                bar.update()
+                took |= {k: took[k] + v for k, v in t.items()}
+        torch.set_num_threads(threads)
+    if locked and jobs > 1:         # idle ones would hold up the end of this process for five minutes
+        get_reusable_executor().shutdown(wait=False)
     audio = {k: sum(len(us[i].audio) for i in v)/SR for k, v in fit.items()}
     return rows, {k: dict(clips=len(v), skipped=(s := sum(bool(lacks(METRICS[k], u)) for u in us)), thinned=len(us) - len(v) - s,
                           lacking=sorted({w for u in us for w in lacks(METRICS[k], u)}), cost=took[k]/audio[k] if audio[k] else None) for k, v in fit.items()}

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, soundfile as sf, torch, yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from .core import EmotionConfig, ExpressiveConfig, Run, load_config, read_json, root, sha256, write_json
+from .core import EmotionConfig, ExpressiveConfig, Run, claim, load_config, read_json, root, sha256, write_json
 from .audio import SR
 from .corpora import Clip
 from .dataset import Dataset, dataset_of
@@ -57,8 +57,11 @@ def open_finished(folder: str|Path) -> tuple:  # (configuration, {emotion: tag},
     "Configuration and tags of a finished run folder"
     folder = Path(folder); f = folder/'config.yaml'
     if not f.exists(): raise FileNotFoundError(f'{folder} holds no config.yaml: name the folder of a finished run, or a folder of recordings')
-    cfg = load_config(f, EmotionConfig if 'emotion' in yaml.safe_load(f.read_text()) else ExpressiveConfig)
+    cfg = load_config(f, EmotionConfig if 'emotion' in yaml.safe_load(f.read_text(encoding='utf-8')) else ExpressiveConfig)
     if not (folder/'adapter/adapter_model.safetensors').exists(): raise FileNotFoundError(f'{folder} has no adapter yet: finish the run first')
+    if cfg.source != 'embedded' and not Path(cfg.source).exists():
+        raise FileNotFoundError(f'{f} says `source: {cfg.source}`, which is not here: write where the dataset lies now '
+                                f'into that line')
     return cfg, {cfg.emotion: TAG} if hasattr(cfg, 'emotion') else {e: t for e, t in tags_of(cfg).items()}, folder/'adapter'
 
 # %% ../nbs/18a_protocol.ipynb #109c0788
@@ -171,7 +174,8 @@ def judges_for(folder: Path, ds: Dataset, clips: list[Clip]) -> tuple[dict[str, 
 
 def evaluate(folder: str|Path, against: str|Path|None = None, p: Protocol|None = None, jobs: int = 0, show: bool = True) -> dict:
     "Speak and measure a finished run; writes `evaluation.json`, `evaluation/` (clips, page), a figure, and what it took apart from them"
-    p, folder = p or Protocol(), Path(folder); cfg, tags, adapter = open_finished(folder); names, missing = chosen(p); ds = dataset_of(cfg.source)
+    p, folder = p or Protocol(), Path(folder); cfg, tags, adapter = open_finished(folder)
+    names, missing = chosen(p); ds = dataset_of(cfg.source); turn = claim(folder, 'evaluating')
     mine, _ = sides(ds); old = read_json(folder/'report.json')['dataset'] if (folder/'report.json').exists() else ds.info['hash']
     voices = sorted({voice(c) for c in mine}); began = time.time()
     if old != ds.info['hash']:
@@ -210,6 +214,7 @@ def evaluate(folder: str|Path, against: str|Path|None = None, p: Protocol|None =
                gpu_memory_gib=round(torch.cuda.max_memory_allocated()/2**30, 2) if torch.cuda.is_available() else None))
     save_figure(evaluation_figure(result), folder/'figures/evaluation.png'); evaluation_page(folder, result, rows)
     if (folder/'report.json').exists(): (write_page if hasattr(cfg, 'emotion') else page_all)(cfg, Run.open(folder, cfg), read_json(folder/'report.json'))
+    turn.release()
     return result
 
 # %% ../nbs/18a_protocol.ipynb #6c12b6e7

@@ -93,7 +93,7 @@ def arm_figures(cfg, lora, processor, data: Data, judge: Judge, base: dict, seed
 def retention(cfg: RetentionConfig, show: bool = True) -> Run:
     """Train and measure every arm for every seed; each is a finished file `arms/<arm>/<seed>.json`, so an interrupted comparison goes on where it was, and a
     second process started on the same folder takes what is free"""
-    run = Run(Path(cfg.out) if cfg.out else root()/'_reports'/'retention', cfg)
+    run = Run(Path(cfg.out) if cfg.out else root()/'_reports'/'retention', cfg, alone=False)
     todo = [(s, a) for s in range(cfg.seed, cfg.seed + cfg.seeds) for a in cfg.arms]; [arm_config(cfg, a, s, run.path) for s, a in todo]
     data = judge = base = None
     if 'LoRA' not in cfg.arms: raise ValueError('the arm LoRA draws the line that the others are compared with: leave it in `arms`')

@@ -6,7 +6,7 @@
 __all__ = ['AUGMENT', 'EMOTION_PAGE', 'PICTURES', 'LICENCE_NOTE', 'Data', 'voice', 'open_run', 'sides', 'clip_items',
            'own_speech', 'neutral_pools', 'load_base', 'merged', 'asked', 'prepare', 'with_teacher', 'anchors',
            'listener', 'fit', 'sample_sets', 'drift', 'judge_of', 'measure', 'keep_samples', 'write_figures', 'summary',
-           'write_page', 'finish', 'emotion_run', 'emotions_run']
+           'write_page', 'finish', 'reportable', 'emotion_run', 'emotions_run']
 
 # %% ../nbs/15_road.ipynb #28fb6942
 import difflib, hashlib, json, os, shutil, sys, traceback
@@ -16,14 +16,14 @@ from pathlib import Path
 
 import numpy as np, soundfile as sf, torch, yaml
 from safetensors import safe_open
-from safetensors.torch import save_file
 
-from .core import EMOTIONS, Run, assets, atomic_write, in_order, make_config, read_json, root, sha256, write_json
+from .core import EMOTIONS, Occupied, Run, assets, atomic_write, in_order, install_line, lacking, make_config
+from .core import read_json, root, save_tensors, sha256, write_json
 from .audio import SR, Augment
 from .corpora import Clip, write_csv
 from .dataset import Dataset, dataset_of, rank, table
 from .codes import codec_hash, encode
-from .model import TAG, add_lora, check_csm, load_adapter, load_csm, text_ids, weights_hash
+from .model import TAG, add_lora, check_csm, load_adapter, load_csm, save_csm, text_ids, weights_hash
 from .batches import Item
 from .training import processes, train
 from .fisher import Ewc, FactorEwc, Fisher, Ones, calibrated, fisher_of
@@ -33,7 +33,7 @@ from .stats import bootstrap, shown
 from .metrics import Utterance, prosody, status
 from .judge import Judge, card as card_on, prosody_table, relative_table, save
 from .evaluation import heard_drift, judge_samples, profile, prosody_gap
-from . import figures, metrics, pages
+from . import metrics, pages
 
 # %% ../nbs/15_road.ipynb #b466e52a
 @dataclass
@@ -93,10 +93,10 @@ def own_speech(model, processor, texts: list[str], roles: list[int], seed: int =
             raise ValueError(f'none of {len(texts)} clips of the base could be used '
                              f'({", ".join(f"{n} {w}" for w, n in Counter(w.split(" 0")[0] for w in why).items())}): it cannot rehearse its own speech; set '
                              f'`rehearsal_from` data, or `rehearsal` 0')
-        write_csv(table, ['text', 'voice', 'reason'], [(s.text, s.role, w) for s, w in zip(got, why) if w]); tmp = f.with_suffix(f'.{os.getpid()}.tmp')
-        save_file(dict(codes=torch.cat([s.codes for s in good]).to(torch.int16), length=torch.tensor([len(s.codes) for s in good]),
-                       role=torch.tensor([s.role for s in good])), tmp, dict(texts=json.dumps([s.text for s in good])))
-        os.replace(tmp, f)
+        write_csv(table, ['text', 'voice', 'reason'], [(s.text, s.role, w) for s, w in zip(got, why) if w])
+        tensors = dict(codes=torch.cat([s.codes for s in good]).to(torch.int16),
+                       length=torch.tensor([len(s.codes) for s in good]), role=torch.tensor([s.role for s in good]))
+        save_tensors(tensors, f, dict(texts=json.dumps([s.text for s in good])))
     with safe_open(f, 'pt') as t:
         codes, roles, texts = (t.get_tensor('codes').long().split(t.get_tensor('length').tolist()), t.get_tensor('role').tolist(),
                                json.loads(t.metadata()['texts']))
@@ -116,7 +116,7 @@ def neutral_pools(cfg, run: Run, model, processor, ds: Dataset) -> tuple[list, l
     if cfg.rehearsal_from == 'auto' and shipped == codec_hash(model.codec_model): return neutral_items(processor), neutral_items(processor, 'heldout')
     (t, r, _), (ht, hr, _) = neutral_codes('rehearsal'), neutral_codes('heldout')
     out = [own_speech(model, processor, t[:48], r[:48]), own_speech(model, processor, ht[:24], hr[:24], seed=1)]
-    atomic_write(run/'rehearsal.csv', ''.join(f.read_text() for _, f in out)); return tuple(items for items, _ in out)
+    atomic_write(run/'rehearsal.csv', ''.join(f.read_text(encoding='utf-8') for _, f in out)); return tuple(items for items, _ in out)
 
 # %% ../nbs/15_road.ipynb #698b3aeb
 def load_base(cfg) -> tuple:  # (model, processor)
@@ -127,12 +127,13 @@ def merged(folder: str|Path, model: str = 'nano') -> Path:
     "`folder`/merged: the model of a finished run with its adapter merged in, an ordinary checkpoint; made once"
     folder = Path(folder); f, out = folder/'adapter/adapter_model.safetensors', folder/'merged'
     if not f.exists(): raise FileNotFoundError(f'{folder} has no adapter: `base` is the folder of a finished general stage (csm_expressive finetune --out RUN)')
-    was = yaml.safe_load((folder/'config.yaml').read_text())['model']
+    was = yaml.safe_load((folder/'config.yaml').read_text(encoding='utf-8'))['model']
     if was != model: raise ValueError(f'{folder} is an adapter of {was}: set `model` to {was}')
     mark = out/'adapter.sha256'
-    if not (mark.exists() and mark.read_text() == sha256(f)):
-        m, p = load_csm(model); m = load_adapter(m, folder/'adapter').merge_and_unload(); check_csm(m); tmp = folder/f'.merged.{os.getpid()}'
-        m.save_pretrained(tmp); p.save_pretrained(tmp); atomic_write(tmp/'adapter.sha256', sha256(f))
+    if not (mark.exists() and mark.read_text(encoding='utf-8') == sha256(f)):
+        m, p = load_csm(model); m = load_adapter(m, folder/'adapter').merge_and_unload(); check_csm(m)
+        tmp = save_csm(m, p, folder/f'.merged.{os.getpid()}')
+        atomic_write(tmp/'adapter.sha256', sha256(f))
         if out.exists(): shutil.rmtree(out)
         os.replace(tmp, out)
     return out
@@ -142,7 +143,9 @@ def asked(ds: Dataset, emotions) -> None:
     have = in_order(c.emotion for c in ds.clips)
     for e in emotions:
         if e not in have:
-            near = difflib.get_close_matches(e, have, 1); lost = [l for l in (ds.folder/'quarantine.csv').read_text().splitlines() if 'unknown_emotion' in l]
+            near = difflib.get_close_matches(e, have, 1)
+            rows = (ds.folder/'quarantine.csv').read_text(encoding='utf-8').splitlines()
+            lost = [l for l in rows if 'unknown_emotion' in l]
             raise ValueError(f'emotion {e!r} is not in {Path(ds.folder).name}'
                              + (f': did you mean {near[0]!r}?' if near else '') + f' It has {", ".join(have)}'
                              + (f'; {len(lost)} recordings were set aside for a label that is not known, see quarantine.csv' if lost else ''))
@@ -189,7 +192,10 @@ def anchors(cfg, run: Run, model, data: Data, importance: Fisher|None = None, st
         lora = train(model, short, p, data.target, data.rehearsal if cfg.rehearsal else (), (), data.contexts, terms(cfg, start), start=start, show=show)
         last = p.metrics('loss')[-max(1, cfg.ewc_pilot//4):]
         figures_ = calibrated(penalty, lora, float(np.mean([m['loss'] for m in last])), cfg.ewc); lora.unload()
-        if processes().is_main_process: write_json(f, figures_ | dict(fisher=penalty.importance.health)); shutil.rmtree(folder)
+        if processes().is_main_process:
+            write_json(f, figures_ | dict(fisher=penalty.importance.health))
+            p.release()
+            shutil.rmtree(folder)
         processes().wait_for_everyone()
     penalty.weight = read_json(f)['weight']; return [penalty]
 
@@ -277,6 +283,7 @@ def keep_samples(cfg, run: Run, lora, processor, data: Data, n: int = 4) -> list
 # %% ../nbs/15_road.ipynb #2a046158
 def write_figures(cfg, run: Run, report: dict) -> list:
     "The report's figures as PNG in `figures/`; returns them for display"
+    from csm_expressive_nb import figures         # matplotlib, which training does without
     audio = lambda d, k: sf.read(run.path/d[k]['file'], dtype='float32')[0]
     pairs = [(d['text'], audio(d, 'base'), audio(d, cfg.emotion)) for d in report['samples'][:2]]
     figs = dict(before_after=figures.before_after(pairs, cfg.emotion), gap=figures.gap_figure(report['gap'], cfg.emotion),
@@ -326,13 +333,15 @@ PICTURES = [('before_after', 'spectrograms with F0, base and adapter'), ('gap', 
             ('profile', 'prosodic profile against people'), ('judge', 'what the judge says'), ('training', 'training curves')]
 
 def write_page(cfg, run: Run, report: dict) -> Path:
-    "`index.html` of the run folder: players, table, figures; needs no network"
+    "`index.html` of the run folder: players, table, figures; needs no network. The run is complete with it, and released"
     listen = [{'sentence (never trained on)': d['text'], 'voice': d['role'], 'base': pages.player(d['base']['file']),
                cfg.emotion: pages.player(d[cfg.emotion]['file'])} for d in report['samples']]
-    return pages.page(run/'index.html', cfg.emotion, EMOTION_PAGE, cfg=cfg, report=report, model=Path(cfg.model).name, source=Path(cfg.source).name,
-                      base=Path(cfg.base).name, listen=listen, figures=PICTURES,
-                      rows=[dict(zip(('', 'base', 'adapter', 'yardstick'), r)) for r in summary(cfg, report)], evaluated=(run.path/'evaluation.json').exists(),
-                      dial=(run.path/'intensity.json').exists())
+    made = pages.page(run/'index.html', cfg.emotion, EMOTION_PAGE, cfg=cfg, report=report, model=Path(cfg.model).name,
+                      source=Path(cfg.source).name, base=Path(cfg.base).name, listen=listen, figures=PICTURES,
+                      rows=[dict(zip(('', 'base', 'adapter', 'yardstick'), r)) for r in summary(cfg, report)],
+                      evaluated=(run.path/'evaluation.json').exists(), dial=(run.path/'intensity.json').exists())
+    run.release()
+    return made
 
 LICENCE_NOTE = ('Adapters inherit the limits of their recordings (RAVDESS: non-commercial, share-alike). Use only voices whose owners agreed, and say that the '
                 'speech is synthetic.')
@@ -341,7 +350,7 @@ def finish(cfg, run: Run, lora, processor, data: Data, speech: dict) -> dict:
     "Measure, keep samples, write `report.json`, figures, page and the adapter's card"
     report = measure(cfg, run, lora, processor, data, speech) | dict(config=cfg.model_dump(exclude={'out'}),
                                                                      samples=keep_samples(cfg, run, lora, processor, data, min(4, cfg.sentences//8)),
-        corpus=sorted({(c.corpus, c.licence) for c in data.adapter}), quarantined=len((run/'quarantine.csv').read_text().splitlines()) - 1)
+        corpus=sorted({(c.corpus, c.licence) for c in data.adapter}), quarantined=len((run/'quarantine.csv').read_text(encoding='utf-8').splitlines()) - 1)
     if cfg.ewc:
         last = run.metrics('loss')[-1]
         report |= dict(ewc=read_json(run/'ewc.json') | {k: last[k] for k in ('ewc', 'penalty_ratio', 'task_grad_norm', 'penalty_grad_norm')})
@@ -353,12 +362,21 @@ def finish(cfg, run: Run, lora, processor, data: Data, speech: dict) -> dict:
     return report
 
 # %% ../nbs/15_road.ipynb #cd692831
+def reportable(run: Run) -> bool:
+    "Can this installation measure? Where it cannot, say on stderr where the adapter is and which line installs the rest"
+    gone = lacking('eval')
+    if gone:
+        print(f'the adapter is in {run.path/"adapter"}. Its report needs {", ".join(gone)}: {install_line("eval")}, '
+              f'then the same command again', file=sys.stderr)
+    return not gone
+
 def emotion_run(cfg, show: bool = True) -> tuple[Run, dict|None]:
     "One emotion from data to page, in one call; with several processes, the first one writes the report"
     run = open_run(cfg); model, processor = load_base(cfg)
     with processes().main_process_first(): data = prepare(cfg, run, model, processor)
     lora = fit(cfg, run, model, processor, data, show=show)
-    if not processes().is_main_process: return run, None
+    if not processes().is_main_process or not reportable(run):
+        return run, None
     report = finish(cfg, run, lora, processor, data, sample_sets(cfg, lora, processor, data)); write_figures(cfg, run, report); write_page(cfg, run, report)
     return run, report
 
@@ -370,8 +388,10 @@ def emotions_run(cfg, emotions: list[str], folder: str|Path, show: bool = True) 
         mine = make_config(type(cfg), **cfg.model_dump() | dict(emotion=e, out=str(Path(folder)/e))); place = Path(mine.out)
         try:
             Run(place, mine); done = (place/'report.json').exists() and (place/'index.html').exists()
-            if not done: emotion_run(mine, show)
-            out[e] = 'finished before' if done else 'done'; (place/'error.txt').unlink(missing_ok=True)
+            report = None if done else emotion_run(mine, show)[1]
+            out[e] = 'finished before' if done else 'done' if report else 'adapter without report'; (place/'error.txt').unlink(missing_ok=True)
+        # in work elsewhere, which is no failure
+        except Occupied as x: out[e] = f'passed over: {x}'
         except Exception as x:
             atomic_write(place/'error.txt', traceback.format_exc()); out[e] = f'failed: {x}'; print(f'{e} failed: {x} ({place/"error.txt"})', file=sys.stderr)
         write_json(Path(folder)/'emotions.json', out)

@@ -8,6 +8,11 @@ __all__ = ['MEASURES', 'RETRIES', 'FAILURES', 'distribution', 'distributions', '
            'watcher', 'give_back', 'objective', 'trials_table', 'completed', 'write_results', 'search',
            'report_failures', 'search_figures', 'blank', 'history', 'importance']
 
+# %% ../nbs/09_search.ipynb #8ab7f818
+from .core import require
+
+require('search', 'optuna', 'sqlalchemy', 'matplotlib', what='the search')
+
 # %% ../nbs/09_search.ipynb #13503d45
 import json, math, os, platform, random, time, warnings, zlib
 from contextlib import contextmanager
@@ -23,7 +28,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import TrialState
 from tqdm.auto import tqdm
 
-from .core import Run, atomic_write, changed, make_config, unknown
+from .core import Occupied, Run, atomic_write, changed, make_config, unknown
 
 # %% ../nbs/09_search.ipynb #b17a3903
 MEASURES = dict(loss={'c0_weight', 'depth_weight', 'depth_ratio'}, depth={'depth_ratio'}, c0=set())             # settings that redefine the monitored value
@@ -160,7 +165,7 @@ def quiet():
 # %% ../nbs/09_search.ipynb #5ef5cf30
 class Surplus(Exception): "Another process took the last place"
 class Leave(BaseException): "Carries an exception past Optuna, which would tell the trial a second time"
-FAILURES = (ArithmeticError, torch.OutOfMemoryError, Surplus)
+FAILURES = (ArithmeticError, torch.OutOfMemoryError, Surplus, Occupied)
 
 def frozen(trial):
     "A trial as the storage has it"

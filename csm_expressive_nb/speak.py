@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np, torch, transformers
 from tqdm.auto import tqdm
 
-from .model import text_ids
+from .codes import each_clip
+from .model import base_of, text_ids
 
 # %% ../nbs/10_speak.ipynb #ede1467a
 def generate_kwargs(model, temperature: float = .6, max_frames: int = 75) -> dict:
@@ -61,9 +62,11 @@ def speak(model, processor, texts: list[str], roles: list[int], tag: str = '', s
         t = time.perf_counter()
         with depth_config(model): got = model.generate(**given, **generate_kwargs(model, temperature, max_frames)).cpu()
         took = (time.perf_counter() - t)/len(got)
-        for codes, t, r in zip(got, texts[i:], roles[i:]):
-            stop = (codes[:, :-1] == eos).all(1).nonzero(); end = int(stop[0]) if len(stop) else len(codes)
-            out.append(Speech(t, r, decode(model, codes[:end]), codes[:end], len(stop) > 0, took))
+        stops = [(codes[:, :-1] == eos).all(1).nonzero() for codes in got]
+        codes = [c[:int(stop[0])] if len(stop) else c for c, stop in zip(got, stops)]
+        sounds = each_clip(base_of(model).codec_model, lambda c: decode(model, c), codes)
+        for text, role, sound, c, stop in zip(texts[i:], roles[i:], sounds, codes, stops):
+            out.append(Speech(text, role, sound, c, len(stop) > 0, took))
     return out
 
 def decode(model, codes: torch.Tensor) -> np.ndarray:

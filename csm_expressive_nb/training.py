@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FRAME', 'Objective', 'weighed', 'report', 'learning_rate', 'optimizer', 'whole_tensor', 'placed', 'state_of', 'flush',
            'save_checkpoint', 'newest_checkpoint', 'load_checkpoint', 'sigterm', 'prepare_model', 'sampler_of',
-           'update', 'penalised', 'validate', 'processes', 'accelerator', 'train', 'keep_best', 'load_best', 'put',
-           'quietly', 'finish']
+           'update', 'penalised', 'validate', 'processes', 'check_trackers', 'accelerator', 'train', 'keep_best',
+           'load_best', 'put', 'quietly', 'finish']
 
 # %% ../nbs/07_training.ipynb #52895707
 import json, math, os, signal, sys, threading, time, warnings
@@ -15,12 +15,14 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
-from .core import Run, atomic_write, seed_everything, sha256
-from .model import HeadNll, add_lora, base_of, checkpointing, heads, pack, reduce_precision, states, trainable, unfreeze
+from .core import MissingExtra, Run, atomic_write, require, save_tensors, seed_everything, sha256
+from .model import HeadNll, add_lora, base_name, base_of, checkpointing, heads, pack, reduce_precision
+from .model import save_adapter, save_csm, states, trainable, unfreeze
 from .batches import Item, Sampler, counts, depth_frames, micro_batches
 
 # %% ../nbs/07_training.ipynb #9d467918
@@ -83,7 +85,7 @@ def flush(path: Path):
 
 def save_checkpoint(folder: Path, step: int, tensors: dict, keep: int = 2) -> Path:
     "Write `<step>-<hash>.safetensors` atomically, then remove all but the newest `keep`"
-    folder.mkdir(parents=True, exist_ok=True); tmp = folder/'writing.tmp'; save_file(tensors, tmp); flush(tmp)
+    tmp = save_tensors(tensors, folder/'writing.tmp')
     os.replace(tmp, f := folder/f'{step:08}-{sha256(tmp)[:16]}.safetensors'); flush(folder)
     for p in [p for p in sorted(folder.glob('*.safetensors')) if p != f][:len(list(folder.glob('*.safetensors'))) - keep]: p.unlink()
     return f
@@ -163,8 +165,18 @@ def processes() -> PartialState:
     "The processes of this run; made before anything else asks accelerate, which would not look for CPU processes"
     return PartialState(cpu=not torch.cuda.is_available())
 
+def check_trackers(names: list[str]):
+    "`MissingExtra` for a tracker that is not installed: accelerate would leave it out without a word"
+    here = {str(tracker) for tracker in get_available_trackers()}
+    for name in names:
+        if name == 'tensorboard':
+            require('track', what='the tracker tensorboard')
+        elif name not in here:
+            raise MissingExtra(f'the tracker {name} is not installed, or not known to accelerate: pip install {name}')
+
 def accelerator(cfg, run: Run) -> Accelerator:
     "accelerate's own device and process choice; trackers write below the run folder"
+    check_trackers(cfg.trackers)
     return Accelerator(cpu=not torch.cuda.is_available(), log_with=cfg.trackers or None,
                        project_config=ProjectConfiguration(str(run.path), str(run.path/'trackers')),
                        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
@@ -184,7 +196,11 @@ def train(model, cfg, run: Run, target: list[Item], rehearsal: list[Item] = (), 
     if sharded and not acc.is_fsdp2: raise ValueError('FSDP1 keeps flat shards that cannot be saved as an adapter: --fsdp_version 2')
     if ck := newest_checkpoint(folder): first, mind = load_checkpoint(ck, inner(), opt, sampler)
     acc.wait_for_everyone(); last = acc.is_main_process
-    if last: run.rewind(first); [p.unlink() for p in folder.glob('*.safetensors') if int(p.stem[:8]) > first]          # damaged ones
+    if last:
+        run.rewind(first)
+        # damaged ones, and what a killed process was writing
+        broken = [p for p in folder.glob('*.safetensors') if int(p.stem[:8]) > first]
+        for p in [*broken, *run.path.glob('.*.tmp'), *folder.glob('.*.tmp')]: p.unlink()
     if cfg.trackers: acc.init_trackers('csm', {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in cfg.model_dump().items()})
     def checkpoint(step):
         t = state_of(inner(), opt, sampler, mind)                                                                # shards are gathered by all processes
@@ -231,7 +247,7 @@ def train(model, cfg, run: Run, target: list[Item], rehearsal: list[Item] = (), 
 def keep_best(path: Path, model, acc: Accelerator):
     "The trained weights of a validation, whole or absent; the number of the update is in the name, so a resumed run finds the file its checkpoint speaks of"
     t = {n: whole_tensor(p.detach()).clone().cpu() for n, p in trainable(model).items()}
-    if acc.is_main_process: save_file(t, tmp := path.with_suffix('.tmp')); flush(tmp); os.replace(tmp, path)
+    if acc.is_main_process: save_tensors(t, path)
 
 def load_best(path: Path, model):
     "Put the weights of the best checkpoint into `model`"
@@ -251,7 +267,9 @@ def finish(model, run: Run, acc: Accelerator, mind: dict):
     "Save the adapter in peft's own format (or the model in transformers'), and how the run ended"
     state = {n: whole_tensor(p.detach()).cpu() for n, p in trainable(model).items()} if any(hasattr(p, 'placements') for p in model.parameters()) else None
     if acc.is_main_process:
-        lora = hasattr(model, 'peft_config'); model.save_pretrained(run.path/('adapter' if lora else 'model'), **dict(state_dict=state) if state else {})
+        kw, name = dict(state_dict=state) if state else {}, base_name(run.cfg.model, getattr(run.cfg, 'base', ''))
+        if hasattr(model, 'peft_config'): save_adapter(model, run.path/'adapter', name, **kw)
+        else: save_csm(model, None, run.path/'model', **kw)
         atomic_write(run.path/'ended.json',
                      json.dumps(dict(best_update=int(mind['at']) + 1 if mind['at'] >= 0 else None, best=mind['best'] if mind['at'] >= 0 else None,
                                      skipped=int(mind['skipped']))) + '\n')

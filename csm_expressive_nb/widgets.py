@@ -8,6 +8,11 @@ __all__ = ['LEFT', 'TOLD', 'MARKS', 'KINDS', 'FIRST', 'LONGEST', 'CAPTION', 'LIN
            'pictures', 'RunExplorer', 'shared', 'Style', 'styles', 'checked', 'Speaker', 'SpeakPanel', 'neutral_of',
            'beside', 'left_out', 'DatasetBrowser']
 
+# %% ../nbs/18e_widgets.ipynb #9463301b
+from .core import require
+
+require('notebook', 'ipywidgets', 'PIL', what='a widget')
+
 # %% ../nbs/18e_widgets.ipynb #b47dd2ba
 import base64, copy, csv, hashlib, io, json, time
 from collections import Counter
@@ -114,14 +119,15 @@ def read_run(path: Path, name: str) -> Found:
     try:
         if not any((path/m).exists() for m in MARKS): r.why = f'not a run folder: it has no {", ".join(MARKS[:-1])}'; return r
         if f.exists():
-            told = yaml.safe_load(f.read_text()); told = told if isinstance(told, dict) else {}
+            told = yaml.safe_load(f.read_text(encoding='utf-8')); told = told if isinstance(told, dict) else {}
             r.kind = next((k for k, n in (('retention', 'arms'), ('expressive', 'emotions'), ('emotion', 'emotion')) if n in told), 'training')
             r.cfg = load_config(f, KINDS[r.kind])
             done = max((m['step'] + 1 for m in whole_lines(path/'metrics.jsonl') if 'loss' in m), default=0)
             r.updates = str(r.cfg.steps) if r.kind == 'retention' or done == r.cfg.steps else f'{done} of {r.cfg.steps}'
         elif report.exists(): r.kind = 'evaluation'
         if (path/'error.txt').exists():
-            r.why = f"failed: {((path/'error.txt').read_text().strip().splitlines() or ['error.txt is empty'])[-1]}; mend that and run the same command again"
+            lines = (path/'error.txt').read_text(encoding='utf-8').strip().splitlines() or ['error.txt is empty']
+            r.why = f'failed: {lines[-1]}; mend that and run the same command again'
         elif not report.exists():
             r.why = (f'unfinished: no {report.name}; the same command goes on where it stopped' if r.cfg
                      else f'{report.name} is missing, and so are the settings (config.yaml): run it again')

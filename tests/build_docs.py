@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 src = lambda c: ''.join(c.get('source') or '')
-cells = lambda p: json.loads(p.read_text())['cells']
+cells = lambda p: json.loads(p.read_text(encoding='utf-8'))['cells']
 machine = re.compile(r'(?<![\w.:/-])/(?:work|tmp|root|home)/[^\s\'"<>)]*')                    # a path of the machine that ran the page
 
 def build(cfg):
@@ -19,12 +19,12 @@ def build(cfg):
     refresh_quarto_yml(); _build_modidx(); nbdev_sidebar.__wrapped__(path=cfg.nbs_path)
     shutil.rmtree(cfg.config_path/'_proc', ignore_errors=True); proc_nbs(cfg.nbs_path, n_workers=0, force=True)
     for p in sorted((cfg.config_path/'_proc').rglob('*.ipynb')):
-        nb = json.loads(p.read_text().replace('*Call self as a function.*', ''))             # what show_doc says of a function without a docstring
+        nb = json.loads(p.read_text(encoding='utf-8').replace('*Call self as a function.*', ''))          # show_doc's words where there is no docstring
         n = p.relative_to(cfg.config_path/'_proc')
-        report = len(n.parts) == 1 and re.match(r'\d', p.name) and '#| default_exp' not in (cfg.nbs_path/n).read_text()
+        report = len(n.parts) == 1 and re.match(r'\d', p.name) and '#| default_exp' not in (cfg.nbs_path/n).read_text(encoding='utf-8')
         # nbdev drops the numbers: 18b_retention and 22_retention would both be retention.html. The chapter keeps it, as documentation links name it
         if report: nb['cells'][0]['source'] = re.sub(r'(?m)^output-file: .*$', f'output-file: {p.stem}.html', src(nb['cells'][0]))
-        p.write_text(json.dumps(nb, indent=1, ensure_ascii=False) + '\n')
+        p.write_text(json.dumps(nb, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
 
 def front(p):
     "A processed page's front matter"
@@ -75,7 +75,7 @@ def check(cfg):
             if not any(o[0] in '_.' for o in p.relative_to(cfg.nbs_path).parts)}
     bad += [f'{n}: not built' for n in sorted(want - set(pages))]
     # configuration and navigation
-    q, nbdev, side = (yaml.safe_load((proc/f).read_text()) for f in ('_quarto.yml', 'nbdev.yml', 'sidebar.yml'))
+    q, nbdev, side = (yaml.safe_load((proc/f).read_text(encoding='utf-8')) for f in ('_quarto.yml', 'nbdev.yml', 'sidebar.yml'))
     html, web = q['format']['html'], q['website']; named = [*q['metadata-files'], html['css'], web['image']]
     bad += [f'_quarto.yml: {f} does not exist' for f in named if f not in files]
     if web['navbar']['right'][0]['href'] != nbdev['website']['repo-url']: bad.append('_quarto.yml: the Source link is not settings.ini\'s git_url')
@@ -106,7 +106,9 @@ def check(cfg):
                     for d in re.findall(r'(?m)^#\|\s*(?:export\w*|default_exp|hide)\b.*$', src(c))] + [f'{n}, cell {i}: an output holds {m}' for t in texts(c)
                 for m in machine.findall(t)]
     for f in files:
-        if f.endswith(('.json', '.html')): bad += [f'{f}: holds {m}' for m in machine.findall(re.sub(r'base64,[\w+/=]+', '', (proc/f).read_text()))]
+        if not f.endswith(('.json', '.html')): continue
+        text = re.sub(r'base64,[\w+/=]+', '', (proc/f).read_text(encoding='utf-8'))
+        bad += [f'{f}: holds {m}' for m in machine.findall(text)]
     # links
     base, repo = cfg.doc_host + cfg.doc_baseurl, f'{cfg.git_url}/blob/{cfg.branch}/'
     known = {v[0] for m in runpy.run_path(str(cfg.lib_path/'_modidx.py'))['d']['syms'].values() for v in m.values()}; count = 0

@@ -139,6 +139,7 @@ def test_the_listening_test_is_taken(chrome, tmp_path):
     got.value.save_as(tmp_path/'ann.csv'); rows = read_rows(tmp_path/'ann.csv'); wrong = checker(plan)
     assert len(rows) == len(plan['trials']) and {wrong(r) for r in rows} == {''} and p.wrong == []; p.close()
 
+@pytest.mark.slow
 def test_the_comparison_runs_as_a_notebook(made, tmp_path):
     import subprocess, sys
     d = made[1]

@@ -6,6 +6,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]; DATA = ROOT.parent/'shared'/'data'
 
+@pytest.mark.slow
 def test_no_limited_package_is_imported_by_default():
     code = ("import sys; from csm_expressive_nb import cli, hub, listening, protocol, sanity; print([m for m in ('parselmouth', 'opensmile', 'funasr', "
             "'utmosv2', 'espeakng_loader') if m in sys.modules])")
@@ -38,6 +39,7 @@ def test_the_shipped_judge_shares_nothing_with_what_adapters_learn_from():
     j = shipped(); assert {s.split('/')[0] for s in j.trained['speakers']} == {'cremad'} and independent(j, dataset_of().clips) is j
     for c in j.cards.values(): assert c['uar_interval']['low'] <= c['uar'] <= c['uar_interval']['high'] and 0 < c['chance'] < 1 and c['count']
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (DATA/'ravdess').is_dir(), reason='the real recordings (shared/data) are not here')
 def test_real_recordings_on_disk_are_evaluated_from_the_command_line(tmp_path):
     r = subprocess.run([sys.executable, '-c', 'from csm_expressive_nb.cli import main; main()', 'evaluate', str(DATA/'ravdess'), '--metrics', 'prosody,judge',

@@ -16,7 +16,7 @@ WHY = re.compile(r'(installs|downloads|needs|opens)\b.*(PyPI|\d MB|GPU|weights|a
 MACHINE = re.compile(r'(?<![\w.])/(work|tmp|root|home|Users|var|opt|mnt)/')
 
 src = lambda c: ''.join(c['source'])
-def cells(p: Path, kind: str) -> list[str]: return [src(c) for c in json.loads(p.read_text())['cells'] if c['cell_type'] == kind]
+def cells(p: Path, kind: str) -> list[str]: return [src(c) for c in json.loads(p.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == kind]
 
 def commands() -> list[tuple]:  # (guide, line, [argv, ...], comment)
     "Every line of every bash fence; `a && b` gives two argv, a redirection is left out"
@@ -46,7 +46,7 @@ def test_the_guides_are_there():
 
 @pytest.mark.parametrize('p', PAGES, ids=lambda p: p.stem)
 def test_a_guide_is_a_well_formed_notebook(p):
-    nb = nbformat.read(p, 4); nbformat.validate(nb); raw = p.read_text(); code = [c for c in nb.cells if c.cell_type == 'code']
+    nb = nbformat.read(p, 4); nbformat.validate(nb); raw = p.read_text(encoding='utf-8'); code = [c for c in nb.cells if c.cell_type == 'code']
     assert (nb.metadata == dict(kernelspec=dict(name='python3', display_name='python3', language='python')) and p.stat().st_size < 200_000
             and len({c.id for c in nb.cells}) == len(nb.cells))
     assert nb.cells[0].cell_type == 'markdown' and re.match(r'# .+\n\n> .+',
@@ -106,9 +106,10 @@ def recordings(folder: str, speakers: dict, emotions: dict, n: int = 2, skip: in
         e = emotions[c.emotion]; f = Path(folder)/(f'{c.speaker}_{c.emotion}_{seen[k]}.wav' if table else f'{e}/{c.speaker}_{seen[k]}.wav')
         f.parent.mkdir(parents=True, exist_ok=True)
         x, rate = sf.read(CORPUS.path(c)); sf.write(f, x, rate); rows.append((f.name, c.text, e, speakers[c.speaker], c.sex))
-        if not table: f.with_suffix('.txt').write_text(c.text)
+        if not table: f.with_suffix('.txt').write_text(c.text, encoding='utf-8')
     if table:
-        with open(Path(folder)/'metadata.csv', 'w', newline='') as g: csv.writer(g).writerows([('file', 'text', 'emotion', 'speaker', 'sex'), *rows])
+        with open(Path(folder)/'metadata.csv', 'w', newline='', encoding='utf-8') as g:
+            csv.writer(g).writerows([('file', 'text', 'emotion', 'speaker', 'sex'), *rows])
 
 CORPUS = read_corpus('embedded')
 
@@ -132,11 +133,11 @@ def run_notebook(argv: list[str]) -> str:
     made = parameterize_notebook(papermill.iorw.load_notebook_node(str(nb)), small | given); Path('ran').mkdir(exist_ok=True)
     for c in made.cells: c.setdefault('id', 'injected')
     where = Path(out or f'ran/{nb.name}'); where.parent.mkdir(parents=True, exist_ok=True); made_at = Path('ran')/f'with_parameters_{nb.name}'
-    nbformat.write(made, made_at); CaptureShell(path=Path.cwd()).execute(made_at, where, exc_stop=True); return where.read_text()
+    nbformat.write(made, made_at); CaptureShell(path=Path.cwd()).execute(made_at, where, exc_stop=True); return where.read_text(encoding='utf-8')
 
 def finished(folder):
     return (all((Path(folder)/f).stat().st_size > 0 for f in ('report.json', 'index.html', 'adapter/adapter_model.safetensors', 'config.yaml'))
-            and json.loads((Path(folder)/'report.json').read_text()))
+            and json.loads((Path(folder)/'report.json').read_text(encoding='utf-8')))
 
 def check(argv: list[str], said: str, began: float):
     "What a command promises is there"
@@ -148,9 +149,9 @@ def check(argv: list[str], said: str, began: float):
     q, name = parsed(argv), argv[1]; out = q.get('out'); fresh = lambda d: [f for f in Path(d).rglob('*') if f.is_file() and f.stat().st_mtime >= began - 1]
     if q.get('dry_run'): gib = float(re.search(r'memory +([\d.]+) GiB', said)[1]); assert gib > .01 and re.search(r'time +[\d.]+ h', said)
     elif name in ('prepare', 'merge'):
-        d = json.loads((out/'dataset.json').read_text())
+        d = json.loads((out/'dataset.json').read_text(encoding='utf-8'))
         assert d['complete'] and d['clips'] > 2 and (out/'README.md').stat().st_size and (out/'quarantine.csv').exists() and f"{d['clips']} clips" in said
-        if q.get('own'): assert q['own'] in (out/'README.md').read_text()
+        if q.get('own'): assert q['own'] in (out/'README.md').read_text(encoding='utf-8')
     elif name == 'encode': assert [f for f in (q['folder']/'codes').rglob('codes.bin') if f.stat().st_size > 0] and 'frames of 6 codes' in said
     elif name == 'emotion':
         for e in q['names']:
@@ -159,9 +160,11 @@ def check(argv: list[str], said: str, began: float):
             for k, v in cli.pairs(q['sets']).items(): assert r['config'].get(k, v) == v
     elif name == 'finetune': assert set(finished(out)['emotions']) <= set(ExpressiveConfig().emotions)
     elif name == 'evaluate':
-        d = json.loads((q['folder']/'evaluation.json').read_text())
+        d = json.loads((q['folder']/'evaluation.json').read_text(encoding='utf-8'))
         assert d['values'] and (q['folder']/'evaluation/index.html').exists() and (not q['against'] or d['protocol']['against'] == str(q['against']))
-    elif name == 'listening': assert (out/'index.html').stat().st_size > 10_000 and json.loads(out.with_name(out.name + '.key.json').read_text())
+    elif name == 'listening':
+        assert (out/'index.html').stat().st_size > 10_000
+        assert json.loads(out.with_name(out.name + '.key.json').read_text(encoding='utf-8'))
     elif name == 'corpora': assert all(k in said for k in CORPORA)
     elif name == 'metrics': assert all(r['metric'] in said for r in metrics.registry())
     elif name == 'dashboard': assert out.stat().st_size > 1000
@@ -174,7 +177,7 @@ def place(tmp_path, monkeypatch, short_speech):
     the numbers mean nothing"""
     # root() stops here
     monkeypatch.chdir(tmp_path); (ROOT/'_cache').mkdir(exist_ok=True); (tmp_path/'nbs').symlink_to(ROOT/'nbs'); (tmp_path/'_cache').symlink_to(ROOT/'_cache')
-    (tmp_path/'settings.ini').write_text('')
+    (tmp_path/'settings.ini').write_text('', encoding='utf-8')
     odd = dict(zip(('01', '03', '05', '07'), ('ann_1', 'ann_2', 'ann_3', 'ann_4'))); recordings('my_voice', odd, dict(neutral='neutral', disgust='pirate'))
     recordings('my_folders', {'02': 'x'}, dict(neutral='neutral', sad='sad'), table=False)
     recordings_at = tmp_path/'path/to/ravdess'; recordings_at.mkdir(parents=True)
@@ -190,6 +193,7 @@ def place(tmp_path, monkeypatch, short_speech):
     monkeypatch.setattr(road, 'measure', measure); monkeypatch.setattr(road, 'sample_sets', lambda *a: {} if first else sets(*a))
     return tmp_path
 
+@pytest.mark.slow
 def test_the_commands_run_in_the_order_of_the_guides(place):
     ran, left = [], []
     for guide, line, argvs, note in COMMANDS:

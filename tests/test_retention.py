@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest, soundfile as sf
 
-from csm_expressive_nb import expressive, road
+from csm_expressive_nb import cli, expressive, road
 from csm_expressive_nb.core import EmotionConfig, ExpressiveConfig, Run, make_config
 from csm_expressive_nb.continual import evaluation_sentences
 from csm_expressive_nb.dataset import dataset_of
@@ -13,7 +13,7 @@ from csm_expressive_nb.model import load_adapter, load_csm, weights_hash
 from csm_expressive_nb.speak import speak
 
 ROOT = Path(__file__).parents[1]
-SMALL = dict(steps=3, batch=4, rank=4, sentences=8, trackers=[], validate_every=0, ewc_clips=8, ewc_pilot=2)
+SMALL = dict(steps=3, batch=4, rank=4, sentences=8, trackers=[], validate_every=0, ewc_clips=8, ewc_pilot=2, buffer=24)
 bytes_of = lambda folder: (Path(folder)/'adapter/adapter_model.safetensors').read_bytes()
 
 def fitted(model, processor, folder, **kw):
@@ -28,6 +28,7 @@ def chain(tmp_path_factory):
         lora = fitted(model, processor, d/e, emotion=e, **kw); model = lora.unload(); hashes.append(weights_hash(model))
     return d, hashes
 
+@pytest.mark.slow
 def test_the_base_is_untouched_and_the_order_does_not_matter(chain, tmp_path):
     d, hashes = chain; assert len(hashes) == 4 and set(hashes) == {weights_hash(load_csm()[0])}
     # sad alone, first
@@ -35,6 +36,7 @@ def test_the_base_is_untouched_and_the_order_does_not_matter(chain, tmp_path):
     assert ('ewc' in json.loads((d/'happy/metrics.jsonl').read_text().splitlines()[-1])
             and json.loads((d/'happy/ewc.json').read_text())['fisher']['split_half'] > 0)
 
+@pytest.mark.slow
 def test_adapters_hot_swap_with_equal_output(chain):
     d, _ = chain; texts = evaluation_sentences()[:2]; say = lambda m, p: [s.codes.tolist() for s in speak(m, p, texts, [1, 2], '~', show=False)]; alone = {}
     for e in ('happy', 'sad'): model, processor = load_csm(); alone[e] = say(load_adapter(model, d/e/'adapter'), processor)
@@ -43,6 +45,7 @@ def test_adapters_hot_swap_with_equal_output(chain):
     with both.disable_adapter(): off = say(both, processor)
     assert off == say(*load_csm()) and alone['happy'] != alone['sad']
 
+@pytest.mark.slow
 def test_cat_is_the_sum_of_deltas_and_linear_is_not(chain):
     d, _ = chain; model, _ = load_csm(); both = load_adapter(model, d/'happy/adapter'); both.load_adapter(str(d/'sad/adapter'), 'sad')
     both.add_weighted_adapter(['default', 'sad'], [.5, .5], 'cat', combination_type='cat')
@@ -52,6 +55,7 @@ def test_cat_is_the_sum_of_deltas_and_linear_is_not(chain):
              for k in ('cat', 'linear')}
     assert worst['cat'] < 1e-5 < .05 < worst['linear']
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kw', [dict(ewc=1., distillation=.5), dict(ewc=2., ewc_fisher='ones', rehearsal=0.)], ids=['ewc and distillation', 'L2'])
 def test_a_resumed_run_ends_with_the_same_bytes(kw, tmp_path):
     kw = kw | dict(emotion='angry', steps=6, checkpoint_every=3); fitted(*load_csm(), tmp_path/'whole', **kw); cut = tmp_path/'cut'
@@ -59,6 +63,7 @@ def test_a_resumed_run_ends_with_the_same_bytes(kw, tmp_path):
     last, = cut.glob('checkpoints/00000006-*'); last.unlink(); fitted(*load_csm(), cut, **kw)
     assert bytes_of(cut) == bytes_of(tmp_path/'whole') and (cut/'metrics.jsonl').read_bytes() == (tmp_path/'whole/metrics.jsonl').read_bytes()
 
+@pytest.mark.slow
 def test_an_emotion_starts_from_a_general_run(tmp_path):
     cfg = ExpressiveConfig(out=str(tmp_path/'general'), emotions=['sad', 'angry'], steps=3, batch=4, rank=4, trackers=[], validate_every=0, monitor='',
                            sample_every=0)
@@ -84,10 +89,11 @@ def own_voice(folder: Path) -> Path:
     with open(folder/'metadata.csv', 'w', newline='') as f: w = csv.DictWriter(f, rows[0]); w.writeheader(); w.writerows(rows)
     return folder
 
+@pytest.mark.slow
 def test_an_emotion_of_ones_own_needs_no_code_and_one_failure_loses_nothing(tmp_path, short_speech):
     source = own_voice(tmp_path/'mine')
-    cmd = lambda *a: subprocess.run([sys.executable, '-m', 'csm_expressive_nb.cli', *map(str, a)], cwd=ROOT, capture_output=True, text=True)
-    r = cmd('prepare', 'folder', '--source', source, '--out', tmp_path/'ds', '--own', 'pirate'); assert r.returncode == 0, r.stderr
+    command = ['prepare', 'folder', '--source', source, '--out', tmp_path/'ds', '--own', 'pirate']
+    assert not cli.app([str(word) for word in command], standalone_mode=False)
     cfg = make_config(EmotionConfig, source=str(tmp_path/'ds'), emotion='pirate', **SMALL)
     done = road.emotions_run(cfg, ['pirat', 'pirate'], tmp_path/'out', show=False)
     assert (done['pirate'] == 'done' and done['pirat'].startswith('failed') and "did you mean 'pirate'? It has neutral, pirate" in done['pirat']
@@ -103,6 +109,7 @@ def test_an_emotion_of_ones_own_needs_no_code_and_one_failure_loses_nothing(tmp_
     assert road.prepare(cfg, run, *load_csm()).target
     with pytest.raises(ValueError, match='unknown_emotion'): road.prepare(cfg.model_copy(update=dict(emotion='pirat')), run, *load_csm())
 
+@pytest.mark.slow
 def test_neutral_is_an_emotion_like_the_others(tmp_path):
     "Through papermill and in this process: the same report, byte for byte; no share of a shift that is not there"
     small = {k: v for k, v in SMALL.items() if k not in ('trackers', 'validate_every', 'ewc_clips', 'ewc_pilot')}
@@ -113,6 +120,7 @@ def test_neutral_is_an_emotion_like_the_others(tmp_path):
     assert (tmp_path/'a/report.json').read_bytes() == (tmp_path/'b/report.json').read_bytes()
     assert all(g['share']['value'] is None for g in json.loads((tmp_path/'a/report.json').read_text())['gap'].values())
 
+@pytest.mark.slow
 def test_the_comparison_runs_as_a_notebook(tmp_path):
     args = [x for k, v in dict(out=tmp_path/'r', seeds=1, steps=2, batch=4, rank=4, sentences=8).items() for x in ('-p', k, str(v))]
     r = subprocess.run([sys.executable, '-m', 'papermill', str(ROOT/'nbs/22_retention.ipynb'), '-', *args, '-y',

@@ -23,6 +23,7 @@ def curve(run: Path, key='loss'): return [x[key] for x in map(json.loads, (run/'
 def alone(tmp_path_factory):
     d = tmp_path_factory.mktemp('alone'); python(SETUP + "train(m, cfg, Run(sys.argv[1], cfg), target, old[20:40], old[40:44], show=False)", d); return d
 
+@pytest.mark.slow
 def test_a_notebook_can_launch_two_processes(alone, tmp_path):
     code = ('from accelerate import notebook_launcher\ndef job(out):\n'
             + ''.join(f'    {l}\n' for l in SETUP.replace('import *', 'import *').splitlines() if l
@@ -46,9 +47,11 @@ if acc.is_main_process: save_checkpoint(f, 4, state)
 acc.wait_for_everyone(); before = [whole_tensor(p.detach()).clone() for p in trainable(m).values()]
 with torch.no_grad(): [p.zero_() for p in trainable(m).values()]
 load_checkpoint(newest_checkpoint(f), m, opt, s); assert all(a.equal(whole_tensor(p.detach())) for a, p in zip(before, trainable(m).values()))
-if acc.is_main_process: print('losses', [*loss, v])
+if acc.is_main_process: print('losses', [*loss, v], flush=True)
+acc.wait_for_everyone(); acc.end_training()
 '''
 
+@pytest.mark.slow
 def test_sharded_weights_give_the_same_losses_and_checkpoints(alone, tmp_path):
     "FSDP2 on two CPU processes; accelerate switches it on for GPUs only, so torch's own `fully_shard` wraps our objective"
     (f := tmp_path/'shard.py').write_text(SHARD)
@@ -56,11 +59,12 @@ def test_sharded_weights_give_the_same_losses_and_checkpoints(alone, tmp_path):
     loss = json.loads(out.split('losses')[1].strip().splitlines()[0])
     want = [*curve(alone), curve(alone, 'validation_loss')[-1]]; assert len(loss) == len(want) and max(abs(x - y) for x, y in zip(loss, want)) < 2e-3
 
-def test_finetune_on_two_processes_writes_one_report(tmp_path):
+@pytest.mark.slow
+def test_finetune_on_two_processes_writes_one_report(tmp_path, few_clips):
     from csm_expressive_nb import expressive, road
     from csm_expressive_nb.core import ExpressiveConfig
     from csm_expressive_nb.model import load_csm
-    kw = dict(emotions=['sad', 'angry'], sentences=4, batch=4, monitor='', trackers=[], dropout=0., sample_every=0, validate_every=2, steps=2)
+    kw = dict(source=few_clips, emotions=['sad', 'angry'], sentences=4, batch=4, monitor='', trackers=[], dropout=0., sample_every=0, validate_every=2, steps=2)
     r = subprocess.run([sys.executable, '-m', 'csm_expressive_nb.cli', 'finetune', '--out', str(tmp_path/'2'), '--gpus', '2',
                         *[x for k, v in kw.items() for x in ('--set', f'{k}={json.dumps(v)}')]], capture_output=True, text=True, env=ENV, cwd=ROOT, timeout=300)
     assert r.returncode == 0, r.stderr[-3000:]
@@ -69,7 +73,8 @@ def test_finetune_on_two_processes_writes_one_report(tmp_path):
     assert r.stdout.count('report:') == 1 and set(json.loads((tmp_path/'2/report.json').read_text())['emotions']) == {'sad', 'angry'} and max(abs(x - y)
         for x, y in zip(curve(tmp_path/'1'), curve(tmp_path/'2'), strict=True)) < 2e-3
 
-def test_every_setting_is_read(tmp_path, short_speech):
+@pytest.mark.slow
+def test_every_setting_is_read(tmp_path, short_speech, few_clips):
     "A run that never looks at a setting would train something other than what was asked for"
     from csm_expressive_nb import expressive, road
     from csm_expressive_nb.core import EmotionConfig, ExpressiveConfig
@@ -78,7 +83,8 @@ def test_every_setting_is_read(tmp_path, short_speech):
         class Spy(cls):
             def __getattribute__(self, name): read.add(name); return super().__getattribute__(name)
         extra = dict(emotions=['sad', 'angry'], sentences=4, sequential=True) if cls is ExpressiveConfig else dict(emotion='sad', sentences=8)
-        cfg = Spy(steps=2, batch=3, validate_every=1, monitor='loss', patience=1, sample_every=1, rehearsal=.2, distillation=.1, context=.5, ewc=1.,
-                  ewc_clips=4, ewc_pilot=1, trackers=[], out=str(tmp_path/cls.__name__), **extra)
+        cfg = Spy(source=few_clips, buffer=24, steps=2, batch=3, validate_every=2, monitor='loss', patience=1, sample_every=1,
+                  rehearsal=.2, distillation=.1, context=.5, ewc=1., ewc_clips=4, ewc_pilot=1, trackers=[],
+                  out=str(tmp_path/cls.__name__), **extra)
         read.clear(); go(cfg, show=False)
         assert not (missing := set(cls.model_fields) - read), f'{cls.__name__}: never read: {sorted(missing)}'

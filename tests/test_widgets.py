@@ -3,7 +3,7 @@ import json, os, re, shutil, socket, subprocess, sys, time, urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
-import nbformat
+import nbformat, pytest
 from nbconvert import HTMLExporter
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -20,6 +20,7 @@ HEARD = ('async () => { const c = new OfflineAudioContext(1, 1, 24000), d = awai
 
 def outputs(p): return [o for c in nbformat.read(p, 4).cells if c.cell_type == 'code' for o in c.outputs if o.output_type in ('execute_result', 'display_data')]
 
+@pytest.mark.slow
 def test_papermill_runs_the_studio_without_any_run(tmp_path):
     (tmp_path/'empty').mkdir(); out = tmp_path/'out.ipynb'
     r = subprocess.run([sys.executable, '-m', 'papermill', str(STUDIO), str(out), '-p', 'reports', str(tmp_path/'empty')], cwd=tmp_path, env=ENV,
@@ -31,7 +32,7 @@ def test_papermill_runs_the_studio_without_any_run(tmp_path):
             and 'data:image/png' in got[2]['text/html'])
 
 def test_the_stored_studio_shows_its_fallback_and_no_place_of_this_machine():
-    text = STUDIO.read_text()
+    text = STUDIO.read_text(encoding='utf-8')
     assert STUDIO.stat().st_size < 300_000 and VIEW not in text and '"widgets"' not in text and not any(p in text
         for p in ('/work', '/tmp', '/home', str(ROOT)))
     assert [o.data['text/plain'] for o in outputs(STUDIO)] == ['SpeakPanel', 'RunExplorer', 'DatasetBrowser']
@@ -47,7 +48,7 @@ def lab(folder: Path):
     "JupyterLab on a free port of this machine, without a token; killed on leaving, with its kernels"
     port = free_port(); url = f'http://127.0.0.1:{port}'; home = folder/'.home'
     news = home/'config/lab/user-settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings'; news.parent.mkdir(parents=True)
-    news.write_text('{"fetchNews": "false"}'); log = open(folder/'lab.log', 'w')
+    news.write_text('{"fetchNews": "false"}', encoding='utf-8'); log = open(folder/'lab.log', 'w', encoding='utf-8')
     env = ENV | dict(HOME=str(home), JUPYTER_CONFIG_DIR=str(home/'config'), JUPYTER_DATA_DIR=str(home/'data'), JUPYTER_RUNTIME_DIR=str(home/'runtime'),
                      IPYTHONDIR=str(home/'ipython'), JUPYTER_PREFER_ENV_PATH='1')
     p = subprocess.Popen([sys.executable, '-m', 'jupyterlab', '--no-browser', '--ip=127.0.0.1', f'--port={port}', '--ServerApp.port_retries=0',
@@ -56,7 +57,7 @@ def lab(folder: Path):
                          start_new_session=True)
     try:
         for _ in range(240):
-            if p.poll() is not None: raise RuntimeError((folder/'lab.log').read_text()[-2000:])
+            if p.poll() is not None: raise RuntimeError((folder/'lab.log').read_text(encoding='utf-8')[-2000:])
             try: urllib.request.urlopen(f'{url}/api', timeout=2); break
             except OSError: time.sleep(.25)
         yield url
@@ -79,9 +80,11 @@ def adapter(folder: Path):
     for n, p in trainable(lora).items(): p.data.normal_(0, .02) if 'lora_B' in n else None
     lora.save_pretrained(folder/'adapter')
 
+@pytest.mark.slow
 @need_browser
 def test_jupyterlab_shows_the_widgets_and_they_speak(tmp_path):
-    work = tmp_path/'project'; work.mkdir(); (work/'settings.ini').write_text('[DEFAULT]\n'); (work/'_reports'/HOSTILE.replace('/', '_')).mkdir(parents=True)
+    work = tmp_path/'project'; work.mkdir(); (work/'settings.ini').write_text('[DEFAULT]\n', encoding='utf-8')
+    (work/'_reports'/HOSTILE.replace('/', '_')).mkdir(parents=True)
     shutil.copy(STUDIO, work/'studio.ipynb'); adapter(work/'_reports/sad')
     shot = lambda page, name: SHOTS and page.screenshot(path=SHOTS/f'{name}.png'); said = []
     with lab(work) as url, browser() as b:

@@ -274,6 +274,6 @@ def write_embedded(folder, voices=range(8), processes: int = 2) -> int:
                 sf.write(f, coarse(render(takes[text, v], emotion, 1. if e == 1 else 1.2 if strong else .8, f.name)), SR, subtype='PCM_16',
                          compression_level=1.)
                 n += 1
-    (Path(folder)/'statements.csv').write_text('code,text\n' + ''.join(f'{c},"{t}"\n' for v in plan for c, t in plan[v]))
-    (Path(folder)/'corpus.csv').write_text('key,value\nname,embedded\nlicence,Apache-2.0 (synthetic speech of notebook 30)\n')
+    (Path(folder)/'statements.csv').write_text('code,text\n' + ''.join(f'{c},"{t}"\n' for v in plan for c, t in plan[v]), encoding='utf-8')
+    (Path(folder)/'corpus.csv').write_text('key,value\nname,embedded\nlicence,Apache-2.0 (synthetic speech of notebook 30)\n', encoding='utf-8')
     return n

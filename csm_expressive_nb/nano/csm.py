@@ -15,9 +15,9 @@ import jiwer, numpy as np, torch, torch.distributed as dist, torch.nn.functional
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import CsmConfig, CsmForConditionalGeneration, CsmProcessor, EncodecFeatureExtractor, PreTrainedTokenizerFast
 
-from ..core import assets, atomic_write, root
+from ..core import assets, atomic_write, root, save_tensors
 from ..codes import NanoCodecConfig, NanoCodecModel, SUB, frames, load_codec
-from ..model import TAG, forward_codes, load_csm, text_ids
+from ..model import TAG, forward_codes, load_csm, save_csm, text_ids
 from ..batches import Item
 from .corpus import RULES, apply_rule, make_texts, neutral_corpus, random_rule, scaled, text_plan, vary
 
@@ -162,7 +162,6 @@ def newton_schulz(X, steps=5):
 # %% ../../nbs/32_nano_csm.ipynb #a8f0c1e8
 def pretrain(out: Path, takes: list, heldout: list, codec, minutes: float, lr=4e-3, budget=1500, world=1, rank=0, seed=0, resume=False, steps=None):
     "Train a nano CSM on takes; writes `<out>.jsonl`, `<out>.ckpt` (to resume) and `<out>.safetensors` (averaged weights, fp16)"
-    from safetensors.torch import save_file
     torch.set_num_threads(1); torch.manual_seed(0); m = CsmForConditionalGeneration(nano_config()); m.tie_weights()
     g = torch.Generator().manual_seed(seed*100 + rank)
     if world > 1: dist.init_process_group('gloo', rank=rank, world_size=world, init_method='tcp://127.0.0.1:29511')
@@ -197,7 +196,7 @@ def pretrain(out: Path, takes: list, heldout: list, codec, minutes: float, lr=4e
     if rank == 0:
         _record(out, m, ps, ema, sets, dict(step=step, minutes=float(used)/60, seen=seen, lr=rate), log)
         _checkpoint(ck, ps, opts, ema, step, seen, float(used))
-        save_file({n: e.half() for n, e in zip(own, ema)}, f'{out}.safetensors')
+        save_tensors({n: e.half() for n, e in zip(own, ema)}, f'{out}.safetensors')
 
 def _checkpoint(path, ps, opts, ema, step, seen, used):
     "Weights, optimisers and average, written whole"
@@ -211,7 +210,9 @@ def _record(out, m, ps, ema, sets, head, log):
     for name, s in zip(('neutral', 'marked'), sets):
         t = np.sum([[float(v) for v in pretrain_losses(m, b, torch.Generator(), 1., False)[:3]] for b in s], 0)
         row |= {f'{name}_c0': t[0]/t[2], f'{name}_depth': t[1]/t[2]/5}
-    [p.copy_(k) for p, k in zip(ps, keep)]; open(f'{out}.jsonl', 'a').write(json.dumps(head | {k: round(v, 4) for k, v in row.items()}) + '\n')
+    [p.copy_(k) for p, k in zip(ps, keep)]
+    with open(f'{out}.jsonl', 'a', encoding='utf-8') as f:
+        f.write(json.dumps(head | {k: round(v, 4) for k, v in row.items()}) + '\n')
 
 # %% ../../nbs/32_nano_csm.ipynb #612060e1
 def assemble(weights: dict, codec: NanoCodecModel, out: str|Path) -> Path:
@@ -219,8 +220,9 @@ def assemble(weights: dict, codec: NanoCodecModel, out: str|Path) -> Path:
     m = CsmForConditionalGeneration(nano_config()); m.tie_weights(); got = m.load_state_dict({k: v.float() for k, v in weights.items()}, strict=False)
     if got.unexpected_keys or [k for k in got.missing_keys if not k.startswith('codec_model.') and k != 'depth_decoder.model.embed_tokens.weight']:
         raise ValueError(f'weights do not fit: {got}')
-    m.codec_model.load_state_dict(codec.state_dict()); m.config.dtype = torch.float32; m.half().save_pretrained(out); nano_processor().save_pretrained(out)
-    c = json.loads((Path(out)/'config.json').read_text())
+    m.codec_model.load_state_dict(codec.state_dict()); m.config.dtype = torch.float32
+    save_csm(m.half(), nano_processor(), out)
+    c = json.loads((Path(out)/'config.json').read_text(encoding='utf-8'))
     for part in (c, c['depth_decoder_config'], c['codec_config']): part['dtype'] = 'float32'
     atomic_write(Path(out)/'config.json', json.dumps(c, indent=2) + '\n'); return Path(out)
 
