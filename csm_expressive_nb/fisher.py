@@ -7,7 +7,7 @@ __all__ = ['matrices', 'watched', 'by_utterance', 'drawn', 'gradients', 'kept', 
            'agreement', 'fisher_of', 'deltas', 'adapted', 'Ewc', 'FactorEwc', 'calibrated']
 
 # %% ../nbs/07a_fisher.ipynb #722d6b91
-import hashlib, json, os, re
+import hashlib, json, re
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,6 @@
 "Shared by the tests"
 import os, shutil
 from functools import partial
-from pathlib import Path
 
 import pytest
 

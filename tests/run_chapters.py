@@ -68,12 +68,12 @@ def finish(job, process, log, start) -> bool:
         print(f'FAILED {name_of(job)} ({process.exitcode})', *log.read().splitlines()[-40:], sep='\n', flush=True)
     return not process.exitcode
 
-def main(paths: list[Path]):
+def main(jobs: list):
     "All jobs, two at a time"
     os.environ |= dict(OMP_NUM_THREADS='1', LOKY_MAX_CPU_COUNT='1', IN_TEST='1')
     for module in LARGE:
         import_module(module)
-    queue = sorted(['main job', *paths, 'docs'] if not sys.argv[1:] else paths, key=rank)
+    queue = sorted(jobs, key=rank)
     running, failures = [], []
     while queue or running:
         while queue and len(running) < 2:
@@ -93,4 +93,4 @@ def main(paths: list[Path]):
         sys.exit(f'failed: {", ".join(failures)}')
 
 if __name__ == '__main__':
-    main([Path(a).absolute() for a in sys.argv[1:]] or notebooks())
+    main([Path(a).absolute() for a in sys.argv[1:]] or ['main job', *notebooks(), 'docs'])
