@@ -5,15 +5,22 @@ from setuptools import find_packages, setup
 
 here = Path(__file__).parent
 ini = ConfigParser(delimiters=['='])
-ini.read(here/'settings.ini', encoding='utf-8')
+ini.read(here / 'settings.ini', encoding='utf-8')
 cfg = ini['DEFAULT']
 lib = cfg['lib_name']
-readme = here/'README.md'
+readme = here / 'README.md'
 
-# `requirements` is the core; `<name>_requirements` are extras. Requirements hold no blanks: they are split at them
-extras = {k.removesuffix('_requirements').replace('_', '-'): cfg[k].split() for k in cfg if k.endswith('_requirements')}
+# `requirements` is the core; `<name>_requirements` are extras. Requirements hold no blanks: they are split at
+# them
+extras = {
+    k.removesuffix('_requirements').replace('_', '-'): cfg[k].split()
+    for k in cfg
+    if k.endswith('_requirements')
+}
 by_licence = ['eval-gpl', 'eval-nc']         # never part of `all` or `dev`
-extras['all'] = [r for name, requirements in extras.items() if name not in ['dev', *by_licence] for r in requirements]
+extras['all'] = [
+    r for name, requirements in extras.items() if name not in ['dev', *by_licence] for r in requirements
+]
 extras['dev'] = [*extras['all'], *extras['dev']]
 
 setup(

@@ -10,7 +10,7 @@ __all__ = ['SR', 'REASONS', 'TARGET_DB', 'F0MIN', 'F0MAX', 'AudioError', 'wav_da
 import io, struct
 from pathlib import Path
 
-import csm_expressive_nb.core                      # before librosa: its cache needs a folder that can be written
+import csm_expressive_nb.core  # before librosa: its cache needs a folder that can be written
 import librosa, numpy as np, pyworld, soundfile as sf, soxr
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,141 +18,211 @@ from pydantic import BaseModel, ConfigDict, Field
 SR = 24_000          # Mimi's rate, and the embedded codec's
 
 REASONS = dict(
-    empty='0 bytes: copy or download the file again', header_only='a header and no samples: download again',
+    empty='0 bytes: copy or download the file again',
+    header_only='a header and no samples: download again',
     truncated='fewer samples than the header claims: download again',
     too_short='under a tenth of a second',
-    lfs_pointer='a Git LFS pointer, not audio: run `git lfs pull` in the clone, or let `csm_expressive prepare` download it', silent='digital silence',
+    lfs_pointer='a Git LFS pointer, not audio: run `git lfs pull` in the clone, or let `csm_expressive '
+    'prepare` download it',
+    silent='digital silence',
     decode_error='no decoder reads it: download again, or convert it to WAV or FLAC',
-    wrong_format='a compressed or video copy, or a container whose completeness cannot be checked: use WAV or FLAC',
+    wrong_format='a compressed or video copy, or a container whose completeness cannot be checked: use WAV '
+    'or FLAC',
     wrong_rate='not at the publisher\'s sampling rate: a re-encoded copy',
     hash_mismatch='not the published bytes: a re-encoded or edited copy (`--verify off` accepts it)',
-    wrong_name='the name does not follow the publisher\'s grammar', wrong_channel='song or video, not speech audio',
+    wrong_name='the name does not follow the publisher\'s grammar',
+    wrong_channel='song or video, not speech audio',
     folder_mismatch='the name names another speaker or emotion than the folder',
-    unknown_emotion='a label outside neutral, calm, happy, sad, angry, fearful, disgust, surprised; an emotion of your own is named when the folder is '
-                    'prepared (--own)', unlisted='the table of the corpus has no row for it', duplicate='the same bytes as another clip',
+    unknown_emotion='a label outside neutral, calm, happy, sad, angry, fearful, disgust, surprised; an '
+    'emotion of your own is named when the folder is prepared (--own)',
+    unlisted='the table of the corpus has no row for it',
+    duplicate='the same bytes as another clip',
     contradicting_duplicate='the same bytes under two labels: nobody can know which one is right',
     clipped='more samples at full scale than `max_clipped` allows',
-    low_agreement='fewer listeners heard the intended emotion than `min_agreement` asks', missing='listed in the table, not on disk',
-    not_audio='no recording', over_cap='left out by the balance', other_split='its sentence belongs to another split than its speaker')
+    low_agreement='fewer listeners heard the intended emotion than `min_agreement` asks',
+    missing='listed in the table, not on disk',
+    not_audio='no recording',
+    over_cap='left out by the balance',
+    other_split='its sentence belongs to another split than its speaker',
+)
 
 class AudioError(ValueError):
-    "A recording that must not be used: `reason` is a key of `REASONS`; `facts` holds what was known before it failed"
-    def __init__(self, reason: str, detail: str = '', facts: dict|None = None):
+    """A recording that must not be used: `reason` is a key of `REASONS`; `facts` holds what was known
+    before it failed"""
+
+    def __init__(self, reason: str, detail: str = '', facts: dict | None = None):
         assert reason in REASONS, reason
-        self.reason, self.detail, self.facts = reason, detail, facts or {}; super().__init__(f'{reason}: {detail or REASONS[reason]}')
+        self.reason, self.detail, self.facts = reason, detail, facts or {}
+        super().__init__(f'{reason}: {detail or REASONS[reason]}')
 
 # %% ../nbs/01_audio.ipynb #59ee1251
 def wav_data_bytes(data: bytes) -> tuple[int, int]:  # (claimed, present)
     "Size of a WAV's `data` chunk as its header claims it, and as it is there"
     i = 12
     while i + 8 <= len(data):
-        name, n = data[i:i+4], struct.unpack('<I', data[i+4:i+8])[0]; i += 8
+        name, n = data[i : i + 4], struct.unpack('<I', data[i + 4 : i + 8])[0]
+        i += 8
         if name == b'data': return n, min(n, len(data) - i)
         i += n + n % 2
     raise AudioError('decode_error', 'no data chunk')
 
 def check_bytes(data: bytes):
-    "Raise `AudioError` for empty files, Git LFS pointers, bare headers, truncated WAV and Ogg, and containers that hide truncation"
+    """Raise `AudioError` for empty files, Git LFS pointers, bare headers, truncated WAV and Ogg, and
+    containers that hide truncation"""
     if not data: raise AudioError('empty')
     if data.startswith(b'version https://git-lfs'): raise AudioError('lfs_pointer')
     if data[:4] in (b'FORM', b'RF64', b'.snd', b'riff', b'caff'):
-        raise AudioError('wrong_format', 'AIFF, RF64, AU, W64 and CAF do not show when they are torn: convert to WAV or FLAC')
-    if data[:4] == b'OggS' and not data[data.rfind(b'OggS') + 5] & 4: raise AudioError('truncated', 'the last Ogg page is missing')
+        raise AudioError(
+            'wrong_format',
+            'AIFF, RF64, AU, W64 and CAF do not show when they are torn: convert to WAV or FLAC',
+        )
+    if data[:4] == b'OggS' and not data[data.rfind(b'OggS') + 5] & 4:
+        raise AudioError('truncated', 'the last Ogg page is missing')
     if data[:4] == b'RIFF':
         claimed, present = wav_data_bytes(data)
         if present == 0: raise AudioError('header_only')
-        if present < claimed: raise AudioError('truncated', f'{present} of {claimed} bytes of samples')
+        if present < claimed:
+            raise AudioError('truncated', f'{present} of {claimed} bytes of samples')
 
 # %% ../nbs/01_audio.ipynb #f788747e
-def decode(data: bytes) -> tuple[np.ndarray, dict]:  # (float32 mono [n] at its own rate, dict(seconds, rate, channels, peak, clipped))
-    "Checked samples of any format libsndfile reads, and what they are like; raises `AudioError` with a reason"
+def decode(
+    data: bytes,
+) -> tuple[
+    np.ndarray, dict
+]:  # (float32 mono [n] at its own rate, dict(seconds, rate, channels, peak, clipped))
+    """Checked samples of any format libsndfile reads, and what they are like; raises `AudioError` with a
+    reason"""
     check_bytes(data)
     try:
-        with sf.SoundFile(io.BytesIO(data)) as f: x, rate, claimed = f.read(dtype='float32', always_2d=True), f.samplerate, f.frames
+        with sf.SoundFile(io.BytesIO(data)) as f:
+            x, rate, claimed = f.read(dtype='float32', always_2d=True), f.samplerate, f.frames
     except sf.LibsndfileError as e: raise AudioError('decode_error', str(e)) from None
     if not len(x): raise AudioError('header_only')
     if len(x) < claimed: raise AudioError('truncated', f'{len(x)} of {claimed} frames')
-    if len(x) < .1*rate: raise AudioError('too_short', f'{1000*len(x)/rate:.0f} ms')
+    if len(x) < 0.1 * rate: raise AudioError('too_short', f'{1000 * len(x) / rate:.0f} ms')
     if not np.isfinite(x).all(): raise AudioError('decode_error', 'NaN or Inf samples')
-    peak = float(np.abs(x).max()); y = x.mean(1); y = y - y.mean()
+    peak = float(np.abs(x).max())
+    y = x.mean(1)
+    y = y - y.mean()
     if peak == 0 or np.abs(y).max() < 1e-6: raise AudioError('silent')
-    return y, dict(seconds=len(x)/rate, rate=rate, channels=x.shape[1], peak=peak, clipped=int((np.abs(x) >= 32767/32768).any(1).sum()))
+    return y, dict(
+        seconds=len(x) / rate,
+        rate=rate,
+        channels=x.shape[1],
+        peak=peak,
+        clipped=int((np.abs(x) >= 32767 / 32768).any(1).sum()),
+    )
 
 def resample(x: np.ndarray, rate: int, sr: int = SR) -> np.ndarray:
     "`x` [samples] at `rate` as `sr`, both Hz (soxr, high quality)"
     return x if rate == sr else soxr.resample(x, rate, sr, 'HQ').astype(np.float32)
 
-def load(path: str|Path, sr: int = SR) -> np.ndarray:  # float32 mono [n]
+def load(path: str | Path, sr: int = SR) -> np.ndarray:  # float32 mono [n]
     "A checked recording at `sr` Hz"
-    x, info = decode(Path(path).read_bytes()); return resample(x, info['rate'], sr)
+    x, info = decode(Path(path).read_bytes())
+    return resample(x, info['rate'], sr)
 
 # %% ../nbs/01_audio.ipynb #ab07ea1d
-def trim(x: np.ndarray, top_db: float = 40., margin: float = .1, sr: int = SR) -> np.ndarray:
+def trim(x: np.ndarray, top_db: float = 40.0, margin: float = 0.1, sr: int = SR) -> np.ndarray:
     "Cut leading and trailing silence below `top_db` under the clip's own peak, keep `margin` seconds"
     _, (a, b) = librosa.effects.trim(x, top_db=top_db, frame_length=960, hop_length=240)
     m = int(margin * sr)
-    return x[max(0, a - m): b + m]
+    return x[max(0, a - m) : b + m]
 
 # %% ../nbs/01_audio.ipynb #1b84af4f
-TARGET_DB = -25.
+TARGET_DB = -25.0
 
-def rms_db(x: np.ndarray, floor_db: float = 40.) -> float:
+def rms_db(x: np.ndarray, floor_db: float = 40.0) -> float:
     "RMS level in dB re full scale over the frames within `floor_db` of the loudest 20 ms frame"
-    n = len(x)//480*480 or len(x)
-    e = (np.pad(x, (0, max(0, 480-len(x))))[:max(n, 480)].reshape(-1, 480)**2).mean(1)
-    return float(10*np.log10(e[e >= e.max()*10**(-floor_db/10)].mean() + 1e-12))
+    n = len(x) // 480 * 480 or len(x)
+    e = (
+        np.pad(x, (0, max(0, 480 - len(x))))[: max(n, 480)].reshape(-1, 480) ** 2
+    ).mean(1)
+    return float(10 * np.log10(e[e >= e.max() * 10 ** (-floor_db / 10)].mean() + 1e-12))
 
-def speaker_gains(rows: list[tuple[str, str, float]], target_db: float = TARGET_DB) -> dict:  # {speaker: (gain in dB, 'neutral' | 'estimated')}
-    "Gain per speaker from `(speaker, emotion, level in dB)`: median of the neutral clips, or the additive model where there is none"
-    s, e = sorted({r[0] for r in rows}), sorted({r[1] for r in rows}); A = np.zeros((len(rows), len(s) + len(e))); y = np.array([r[2] for r in rows])
-    for i, (a, b, _) in enumerate(rows): A[i, s.index(a)] = A[i, len(s) + e.index(b)] = 1
-    fit = np.linalg.lstsq(A, y, rcond=None)[0]; off = dict(zip(e, fit[len(s):])); ref = off.get('neutral', np.mean([*off.values()])); out = {}
+def speaker_gains(
+    rows: list[tuple[str, str, float]], target_db: float = TARGET_DB
+) -> dict:  # {speaker: (gain in dB, 'neutral' | 'estimated')}
+    """Gain per speaker from `(speaker, emotion, level in dB)`: median of the neutral clips, or the
+    additive model where there is none"""
+    s, e = sorted({r[0] for r in rows}), sorted({r[1] for r in rows})
+    A = np.zeros((len(rows), len(s) + len(e)))
+    y = np.array([r[2] for r in rows])
+    for i, (a, b, _) in enumerate(rows):
+        A[i, s.index(a)] = A[i, len(s) + e.index(b)] = 1
+    fit = np.linalg.lstsq(A, y, rcond=None)[0]
+    off = dict(zip(e, fit[len(s) :]))
+    ref = off.get('neutral', np.mean([*off.values()]))
+    out = {}
     for a, v in zip(s, fit):
         n = [r[2] for r in rows if r[:2] == (a, 'neutral')]
-        out[a] = (round(target_db - float(np.median(n) if n else v + ref), 2), 'neutral' if n else 'estimated')
+        out[a] = (
+            round(target_db - float(np.median(n) if n else v + ref), 2),
+            'neutral' if n else 'estimated',
+        )
     return out
 
 # %% ../nbs/01_audio.ipynb #fca045bd
-F0MIN, F0MAX = 60., 520.
+F0MIN, F0MAX = 60.0, 520.0
 
-def f0_track(x: np.ndarray, speed: int = 1) -> tuple:  # (F0 in Hz, 0 where unvoiced; seconds; the audio as float64 with a -100 dB dither)
+def f0_track(
+    x: np.ndarray, speed: int = 1
+) -> tuple:  # (F0 in Hz, 0 where unvoiced; seconds; the audio as float64 with a -100 dB dither)
     "F0 of 24 kHz audio every 10 ms (DIO and StoneMask)"
-    x = np.ascontiguousarray(x, np.float64) + 1e-5*np.random.default_rng(0).standard_normal(len(x))
-    f0, t = pyworld.dio(x, SR, f0_floor=F0MIN, f0_ceil=F0MAX, frame_period=10., speed=speed)
+    x = np.ascontiguousarray(x, np.float64) + 1e-5 * np.random.default_rng(0).standard_normal(len(x))
+    f0, t = pyworld.dio(x, SR, f0_floor=F0MIN, f0_ceil=F0MAX, frame_period=10.0, speed=speed)
     return pyworld.stonemask(x, f0, t, SR), t, x
 
-def median_f0(x: np.ndarray, speed: int = 4) -> float|None:
-    "Median over voiced frames in Hz; None under 100 ms of voice. DIO runs on every `speed`-th sample: a statistic over a corpus is worth no more"
-    f0 = f0_track(x, speed)[0]; v = f0[f0 > 0]; return round(float(np.median(v)), 2) if len(v) >= 10 else None
+def median_f0(x: np.ndarray, speed: int = 4) -> float | None:
+    """Median over voiced frames in Hz; None under 100 ms of voice. DIO runs on every `speed`-th sample: a
+    statistic over a corpus is worth no more"""
+    f0 = f0_track(x, speed)[0]
+    v = f0[f0 > 0]
+    return round(float(np.median(v)), 2) if len(v) >= 10 else None
 
 # %% ../nbs/01_audio.ipynb #e5abb09c
 class Augment(BaseModel):
     "Largest change of each kind; a draw is uniform within it, zero is off"
     model_config = ConfigDict(extra='forbid', frozen=True)
-    semitones: float = Field(0., ge=0, le=12)        # pitch, +-
-    tempo: float = Field(0., ge=0, lt=.5)            # relative rate, +-
-    gain_db: float = Field(0., ge=0, le=20)          # +-
-    snr_db: float = Field(0., ge=0)                  # white noise at this signal-to-noise ratio or up to 10 dB better
+    semitones: float = Field(0.0, ge=0, le=12)       # pitch, +-
+    tempo: float = Field(0.0, ge=0, lt=0.5)          # relative rate, +-
+    gain_db: float = Field(0.0, ge=0, le=20)         # +-
+    snr_db: float = Field(0.0, ge=0)  # white noise at this signal-to-noise ratio or up to 10 dB better
 
-def change(x: np.ndarray, semitones: float = 0., rate: float = 1., gain_db: float = 0., snr_db: float = 0., seed: int = 0) -> np.ndarray:
+def change(
+    x: np.ndarray,
+    semitones: float = 0.0,
+    rate: float = 1.0,
+    gain_db: float = 0.0,
+    snr_db: float = 0.0,
+    seed: int = 0,
+) -> np.ndarray:
     "Exactly this change of a 24 kHz clip"
-    level = rms_db(x) if semitones or rate != 1 else 0.
+    level = rms_db(x) if semitones or rate != 1 else 0.0
     if semitones:
         x = librosa.effects.pitch_shift(x, sr=SR, n_steps=semitones, n_fft=1024)
     if rate != 1:
         x = librosa.effects.time_stretch(x, rate=rate, n_fft=1024)
-    if semitones or rate != 1:         # the phase vocoder loses about 3 dB of speech
-        x = x*np.float32(10**((level - rms_db(x))/20))
+    if semitones or rate != 1:  # the phase vocoder loses about 3 dB of speech
+        x = x * np.float32(10 ** ((level - rms_db(x)) / 20))
     if gain_db:
-        x = x*np.float32(10**(gain_db/20))
+        x = x * np.float32(10 ** (gain_db / 20))
     if snr_db:
         import torch, torchaudio         # a second of import that only noise needs
-        x = torchaudio.functional.add_noise(torch.from_numpy(x), torch.randn(len(x), generator=torch.Generator().manual_seed(seed)),
-                                            torch.tensor(snr_db)).numpy()
+        x = torchaudio.functional.add_noise(
+            torch.from_numpy(x),
+            torch.randn(len(x), generator=torch.Generator().manual_seed(seed)),
+            torch.tensor(snr_db),
+        ).numpy()
     return x
 
 def draw(a: Augment, seed: int) -> dict:  # arguments of `change`
     "One draw of `a`: the same seed, the same change"
     u = np.random.default_rng(seed).uniform(-1, 1, 4).round(4)
-    return dict(semitones=float(a.semitones*u[0]), rate=float(1 + a.tempo*u[1]), gain_db=float(a.gain_db*u[2]), snr_db=float(a.snr_db + 5*(u[3] + 1))
-                if a.snr_db else 0., seed=seed)
+    return dict(
+        semitones=float(a.semitones * u[0]),
+        rate=float(1 + a.tempo * u[1]),
+        gain_db=float(a.gain_db * u[2]),
+        snr_db=float(a.snr_db + 5 * (u[3] + 1)) if a.snr_db else 0.0,
+        seed=seed,
+    )

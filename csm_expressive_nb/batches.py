@@ -18,108 +18,203 @@ class Item:
     ids: torch.Tensor            # [Tt]
     variants: list               # of [Ta,K]
     rehearsal: bool = False      # neutral speech of the base, not the target emotion
-    weight: float = 1.           # how often it is drawn, set by the dataset's balance
+    weight: float = 1.0          # how often it is drawn, set by the dataset's balance
     speaker: str = ''            # whose context turns fit
     text: str = ''               # what is said, without tags: a context turn says something else where it can
-    teacher: dict|None = None    # kept predictions of the base, see `Turn`
+    teacher: dict | None = None  # kept predictions of the base, see `Turn`
     @property
     def frames(self): return len(self.variants[0]) + 1
+
     def turn(self, codes=None, keep=None, seen=None):
-        return Turn(self.ids, self.variants[0] if codes is None else codes, keep, seen, self.rehearsal, self.teacher)
-    def whole(self): return [self.turn(keep=torch.ones(self.frames, dtype=torch.bool))]          # a conversation of its own, all frames with a depth loss
+        return Turn(
+            self.ids, self.variants[0] if codes is None else codes, keep, seen, self.rehearsal, self.teacher
+        )
+
+    def whole(self):
+        # a conversation of its own, all frames with a depth loss
+        return [self.turn(keep=torch.ones(self.frames, dtype=torch.bool))]
 
 # %% ../nbs/06_batches.ipynb #5add0bf3
 def depth_frames(n: int, ratio: float, g: torch.Generator) -> torch.Tensor:  # [n] bool
     "A uniform draw of `ratio` of `n` frames, at least one"
-    keep = torch.zeros(n, dtype=torch.bool); keep[torch.randperm(n, generator=g)[:max(1, round(n*ratio))]] = True
+    keep = torch.zeros(n, dtype=torch.bool)
+    keep[torch.randperm(n, generator=g)[: max(1, round(n * ratio))]] = True
     return keep
 
 # %% ../nbs/06_batches.ipynb #fbd3ec18
 def corrupt(codes: torch.Tensor, pool: torch.Tensor, mean: float, g: torch.Generator) -> torch.Tensor:
     "`codes` [T,K] with a share of frames (uniform in 0..2 `mean`) replaced by frames of `pool` [N,K]"
     if not mean: return codes
-    rate = torch.rand(1, generator=g)*2*mean
+    rate = torch.rand(1, generator=g) * 2 * mean
     hit = torch.rand(len(codes), generator=g) < rate
     return torch.where(hit[:, None], pool[torch.randint(len(pool), (len(codes),), generator=g)], codes)
 
 # %% ../nbs/06_batches.ipynb #6f31550e
 class Sampler:
-    "Updates of `n` target clips plus rehearsal; `update(step)` in order, `state`/`load` to go on later with the same sequence"
-    def __init__(self, target: list[Item], rehearsal: list[Item] = (), n: int = 12, share: float = .25, seed: int = 0,
-                 contexts: dict[str, list[Item]]|None = None,
-                 context: float = 0., depth_ratio: float = 1., corruption: float = 0.):
+    """Updates of `n` target clips plus rehearsal; `update(step)` in order, `state`/`load` to go on later
+    with the same sequence"""
+
+    def __init__(
+        self,
+        target: list[Item],
+        rehearsal: list[Item] = (),
+        n: int = 12,
+        share: float = 0.25,
+        seed: int = 0,
+        contexts: dict[str, list[Item]] | None = None,
+        context: float = 0.0,
+        depth_ratio: float = 1.0,
+        corruption: float = 0.0,
+    ):
         if not target: raise ValueError('no target clips to train on')
-        if share and not rehearsal: raise ValueError('rehearsal share > 0 needs rehearsal clips')
-        if context and not any((contexts or {}).values()): raise ValueError('context > 0 needs neutral clips of the speakers')
-        self.target, self.rehearsal, self.n, self.share, self.seed, self.contexts, self.context, self.depth_ratio, self.corruption = (target, list(rehearsal),
-            n, share, seed, contexts or {}, context, depth_ratio, corruption)
-        self.g, self.queue, self.owed, pools = torch.Generator(), [], 0., {}
-        for i in self.rehearsal: pools.setdefault(i.speaker, {}).setdefault(i.text, []).append(i)
+        if share and not rehearsal:
+            raise ValueError('rehearsal share > 0 needs rehearsal clips')
+        if context and not any((contexts or {}).values()):
+            raise ValueError('context > 0 needs neutral clips of the speakers')
+        (
+            self.target,
+            self.rehearsal,
+            self.n,
+            self.share,
+            self.seed,
+            self.contexts,
+            self.context,
+            self.depth_ratio,
+            self.corruption,
+        ) = (target, list(rehearsal), n, share, seed, contexts or {}, context, depth_ratio, corruption)
+        self.g, self.queue, self.owed, pools = torch.Generator(), [], 0.0, {}
+        for i in self.rehearsal:
+            pools.setdefault(i.speaker, {}).setdefault(i.text, []).append(i)
         self.pools = list(pools.values())
+
     def items(self) -> list[Item]:
         "The clips of the next update"
         out = []
         for _ in range(self.n):
             while not self.queue: self.queue = self.round()
             out.append(self.target[self.queue.pop()])
-        self.owed += sum(i.frames for i in out)*self.share/(1 - self.share)
+        self.owed += sum(i.frames for i in out) * self.share / (1 - self.share)
         said = {i.text for i in out}
-        while self.owed > 0: out.append(self.again(said)); self.owed -= out[-1].frames
+        while self.owed > 0:
+            out.append(self.again(said))
+            self.owed -= out[-1].frames
         return out
+
     def again(self, said: set) -> Item:
-        "A rehearsal clip: speaker, then sentence (another than `said` where there is one), then clip, each drawn evenly"
-        s = self.pools[self.pick(len(self.pools))]; free = [t for t in s if t not in said] or list(s); clips = s[free[self.pick(len(free))]]
+        """A rehearsal clip: speaker, then sentence (another than `said` where there is one), then clip,
+        each drawn evenly"""
+        s = self.pools[self.pick(len(self.pools))]
+        free = [t for t in s if t not in said] or list(s)
+        clips = s[free[self.pick(len(free))]]
         return clips[self.pick(len(clips))]
+
     def round(self) -> list[int]:
         "Positions of one shuffled round; weights are rounded up or down at random, without bias"
-        w = torch.tensor([i.weight for i in self.target]); again = torch.arange(len(w))
-        if not (w == 1).all(): again = again.repeat_interleave((w + torch.rand(len(w), generator=self.g)).floor().long())
+        w = torch.tensor([i.weight for i in self.target])
+        again = torch.arange(len(w))
+        if not (w == 1).all():
+            again = again.repeat_interleave((w + torch.rand(len(w), generator=self.g)).floor().long())
         return again[torch.randperm(len(again), generator=self.g)].tolist()
-    def pick(self, n): return int(torch.randint(n, (1,), generator=self.g))
+
+    def pick(self, n):
+        return int(torch.randint(n, (1,), generator=self.g))
+
     def before(self, i: Item) -> list[Turn]:
         "A context turn for `i`, or none: another clip of its speaker, another sentence where there is one"
-        if not self.context or i.rehearsal or float(torch.rand(1, generator=self.g)) >= self.context: return []
-        near = [c for c in self.contexts.get(i.speaker, ()) if c is not i]; others = [c for c in near if c.text != i.text] or near
-        return [(c := others[self.pick(len(others))]).turn(c.variants[self.pick(len(c.variants))])] if others else []
+        if not self.context or i.rehearsal or float(torch.rand(1, generator=self.g)) >= self.context:
+            return []
+        near = [c for c in self.contexts.get(i.speaker, ()) if c is not i]
+        others = [c for c in near if c.text != i.text] or near
+        return (
+            [(c := others[self.pick(len(others))]).turn(c.variants[self.pick(len(c.variants))])]
+            if others
+            else []
+        )
+
     def update(self, step: int) -> list[list[Turn]]:
         "The conversations of update `step`, everything about them drawn"
-        self.g.manual_seed(self.seed*1_000_003 + step); drawn = [(i, i.variants[self.pick(len(i.variants))], self.before(i)) for i in self.items()]
-        n = [len(c) + 1 for _, c, _ in drawn]; pool = torch.cat([c for _, c, _ in drawn]); keep = depth_frames(sum(n), self.depth_ratio, self.g).split(n)
-        return [[*b, i.turn(c, k, corrupt(c, pool, self.corruption, self.g))] for (i, c, b), k in zip(drawn, keep)]
-    def state(self): return dict(queue=torch.tensor(self.queue, dtype=torch.long), owed=torch.tensor(self.owed, dtype=torch.float64))
-    def load(self, s): self.queue, self.owed = s['queue'].tolist(), float(s['owed'])
+        self.g.manual_seed(self.seed * 1_000_003 + step)
+        drawn = [(i, i.variants[self.pick(len(i.variants))], self.before(i)) for i in self.items()]
+        n = [len(c) + 1 for _, c, _ in drawn]
+        pool = torch.cat([c for _, c, _ in drawn])
+        keep = depth_frames(sum(n), self.depth_ratio, self.g).split(n)
+        return [
+            [*b, i.turn(c, k, corrupt(c, pool, self.corruption, self.g))]
+            for (i, c, b), k in zip(drawn, keep)
+        ]
+
+    def state(self):
+        return dict(
+            queue=torch.tensor(self.queue, dtype=torch.long),
+            owed=torch.tensor(self.owed, dtype=torch.float64),
+        )
+
+    def load(self, s):
+        self.queue, self.owed = s['queue'].tolist(), float(s['owed'])
 
 # %% ../nbs/06_batches.ipynb #6859772b
-def micro_batches(talks: list[list[Turn]], tokens: int, world: int = 1) -> list[list[list[list[Turn]]]]:  # [world][micro-batch][conversation]
+def micro_batches(
+    talks: list[list[Turn]], tokens: int, world: int = 1
+) -> list[list[list[list[Turn]]]]:  # [world][micro-batch][conversation]
     "`talks` for `world` processes, each micro-batch within `tokens` positions"
-    size = [sum(map(len, t)) for t in talks]; k = -(-sum(size)//tokens)
+    size = [sum(map(len, t)) for t in talks]
+    k = -(-sum(size) // tokens)
     if max(size) > tokens:
-        raise ValueError(f'a conversation of {max(size)} positions does not fit tokens={tokens}: raise `tokens`, shorten the clips, or set `context` to 0')
-    if len(talks) < world: raise ValueError(f'an update of {len(talks)} clips cannot be shared by {world} processes: raise `batch`')
+        raise ValueError(
+            f'a conversation of {max(size)} positions does not fit tokens={tokens}: raise `tokens`, '
+            'shorten the clips, or set `context` to 0'
+        )
+    if len(talks) < world:
+        raise ValueError(
+            f'an update of {len(talks)} clips cannot be shared by {world} processes: raise `batch`'
+        )
     while True:
-        k = -(-k//world)*world
+        k = -(-k // world) * world
         if k > len(talks):
-            raise ValueError(f'{len(talks)} clips cannot be cut into micro-batches of {tokens} positions for {world} processes: raise `tokens` or `batch`')
-        bins, load = [[] for _ in range(k)], [0]*k
-        for i in sorted(range(len(talks)), key=lambda i: (-size[i], i)): j = load.index(min(load)); bins[j].append(i); load[j] += size[i]
-        if max(load) <= tokens: return [[[talks[i] for i in sorted(b)] for b in bins[r::world]] for r in range(world)]
+            raise ValueError(
+                f'{len(talks)} clips cannot be cut into micro-batches of {tokens} positions for {world} '
+                'processes: raise `tokens` or `batch`'
+            )
+        bins, load = [[] for _ in range(k)], [0] * k
+        for i in sorted(range(len(talks)), key=lambda i: (-size[i], i)):
+            j = load.index(min(load))
+            bins[j].append(i)
+            load[j] += size[i]
+        if max(load) <= tokens:
+            return [[[talks[i] for i in sorted(b)] for b in bins[r::world]] for r in range(world)]
         k += 1
 
 def counts(talks: list[list[Turn]]) -> dict[str, int]:
     "Frames of an update with a loss: `c0` and `depth`, and of rehearsal `old` and `old_depth`"
-    t = [u for talk in talks for u in talk if u.keep is not None]; f = lambda us: (sum(len(u.keep) for u in us), int(sum(u.keep.sum() for u in us)))
-    (a, n), (b, m) = f(t), f([u for u in t if u.rehearsal]); return dict(c0=a, depth=n, old=b, old_depth=m)
+    t = [u for talk in talks for u in talk if u.keep is not None]
+    f = lambda us: (sum(len(u.keep) for u in us), int(sum(u.keep.sum() for u in us)))
+    (a, n), (b, m) = f(t), f([u for u in t if u.rehearsal])
+    return dict(c0=a, depth=n, old=b, old_depth=m)
 
 # %% ../nbs/06_batches.ipynb #9daa6f27
-def evaluate(model, items: list[Item], tokens: int = 4096, depth_ratio: float = 1.,
-             share: slice = slice(None)) -> tuple:  # (sum per codebook [K], frames [K], mean of codebook 0 per item)
-    "NLL of items, always on the same frames: first variant, a depth draw with a seed of its own; `share` picks the items of one process"
-    g = torch.Generator().manual_seed(0); talks = [[i.turn(keep=depth_frames(i.frames, depth_ratio, g))] for i in items][share]; was = model.training
-    model.eval(); device = next(model.parameters()).device
-    K = items[0].variants[0].shape[1]; tot, n, each = torch.zeros(K, device=device), torch.zeros(K, device=device), torch.zeros(len(talks), device=device)
+def evaluate(
+    model, items: list[Item], tokens: int = 4096, depth_ratio: float = 1.0, share: slice = slice(None)
+) -> tuple:  # (sum per codebook [K], frames [K], mean of codebook 0 per item)
+    """NLL of items, always on the same frames: first variant, a depth draw with a seed of its own; `share`
+    picks the items of one process"""
+    g = torch.Generator().manual_seed(0)
+    talks = [[i.turn(keep=depth_frames(i.frames, depth_ratio, g))] for i in items][share]
+    was = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    K = items[0].variants[0].shape[1]
+    tot, n, each = (
+        torch.zeros(K, device=device),
+        torch.zeros(K, device=device),
+        torch.zeros(len(talks), device=device),
+    )
     at = 0
     while at < len(talks):
-        end = at + 1; size = sum(map(len, talks[at]))
-        while end < len(talks) and (size := size + sum(map(len, talks[end]))) <= tokens: end += 1
-        s, k, e = nll(model, {k: v.to(device) for k, v in pack(talks[at:end]).items()}); tot, n, each[at:end], at = tot + s, n + k, e, end
-    model.train(was); return tot, n, each
+        end = at + 1
+        size = sum(map(len, talks[at]))
+        while end < len(talks) and (size := size + sum(map(len, talks[end]))) <= tokens:
+            end += 1
+        s, k, e = nll(model, {k: v.to(device) for k, v in pack(talks[at:end]).items()})
+        tot, n, each[at:end], at = tot + s, n + k, e, end
+    model.train(was)
+    return tot, n, each

@@ -22,22 +22,59 @@ from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CsmForConditionalGeneration, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    CsmForConditionalGeneration,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers.utils import logging
 
 from .core import TrainConfig, environment, root, write_json
 from .batches import Item, counts, depth_frames
 from .figures import ADAPTER, BASE, HUMAN, STYLE
-from .model import TINY, TINY_CODEC, TINY_DEPTH, add_lora, base_of, checkpointing, csm_config, load_csm
+from csm_expressive_nb.model import (
+    TINY,
+    TINY_CODEC,
+    TINY_DEPTH,
+    add_lora,
+    base_of,
+    checkpointing,
+    csm_config,
+    load_csm,
+)
 from .model import pack, reduce_precision, text_ids, trainable
 from .training import FRAME, Objective, learning_rate, optimizer, update
 
 # %% ../nbs/17_benchmark.ipynb #03ec6404
-SMALL = dict(hidden_size=256, intermediate_size=1024, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=2, head_dim=32)
-SMALL_DEPTH = dict(backbone_hidden_size=256, hidden_size=128, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                   head_dim=32)
-MID_CODEC = TINY_CODEC | dict(hidden_size=128, num_filters=16, codebook_dim=64, vector_quantization_hidden_dimension=64, intermediate_size=512,
-                              num_hidden_layers=2, head_dim=32, upsample_groups=128)
+SMALL = dict(
+    hidden_size=256,
+    intermediate_size=1024,
+    num_hidden_layers=4,
+    num_attention_heads=8,
+    num_key_value_heads=2,
+    head_dim=32,
+)
+SMALL_DEPTH = dict(
+    backbone_hidden_size=256,
+    hidden_size=128,
+    intermediate_size=512,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=32,
+)
+MID_CODEC = TINY_CODEC | dict(
+    hidden_size=128,
+    num_filters=16,
+    codebook_dim=64,
+    vector_quantization_hidden_dimension=64,
+    intermediate_size=512,
+    num_hidden_layers=2,
+    head_dim=32,
+    upsample_groups=128,
+)
 SIZES = dict(small=(SMALL, SMALL_DEPTH, MID_CODEC), tiny=(TINY, TINY_DEPTH, TINY_CODEC))
 
 def random_codebooks(model, seed: int = 0):
@@ -47,324 +84,702 @@ def random_codebooks(model, seed: int = 0):
         if n.endswith('embed_sum'): b.copy_(torch.randn(b.shape, generator=g))
 
 def small_csm(size: str = 'small', rank: int = 8, seed: int = 0) -> tuple:  # (LoRA model, processor)
-    "A random CSM of `SIZES`, with an adapter on the seven projections of backbone and depth decoder, and nano's processor"
-    nano, p = load_csm('nano'); widths, depth, codec = SIZES[size]; torch.manual_seed(seed)
-    m = CsmForConditionalGeneration(csm_config(p, depth, codec, text_vocab_size=nano.config.text_vocab_size, **widths)); m.tie_weights()
+    """A random CSM of `SIZES`, with an adapter on the seven projections of backbone and depth decoder, and
+    nano's processor"""
+    nano, p = load_csm('nano')
+    widths, depth, codec = SIZES[size]
+    torch.manual_seed(seed)
+    m = CsmForConditionalGeneration(
+        csm_config(p, depth, codec, text_vocab_size=nano.config.text_vocab_size, **widths)
+    )
+    m.tie_weights()
     random_codebooks(m, seed)
-    return add_lora(m, rank, dropout=0., seed=seed), p
+    return add_lora(m, rank, dropout=0.0, seed=seed), p
 
 def parameters(model) -> dict[str, float]:
     "Millions of parameters of the parts, and of the adapter"
-    m = base_of(model); n = lambda ps: round(sum(p.numel() for p in ps)/1e6, 3)
-    return dict(backbone=n(m.backbone_model.layers.parameters()), depth=n(m.depth_decoder.model.layers.parameters()),
-                heads=n([m.lm_head.weight, m.depth_decoder.codebooks_head.weight]), codec=n(m.codec_model.parameters()), adapter=n(trainable(model).values()))
+    m = base_of(model)
+    n = lambda ps: round(sum(p.numel() for p in ps) / 1e6, 3)
+    return dict(
+        backbone=n(m.backbone_model.layers.parameters()),
+        depth=n(m.depth_decoder.model.layers.parameters()),
+        heads=n([m.lm_head.weight, m.depth_decoder.codebooks_head.weight]),
+        codec=n(m.codec_model.parameters()),
+        adapter=n(trainable(model).values()),
+    )
 
 # %% ../nbs/17_benchmark.ipynb #a612b159
-def synthetic_clips(n: int, seed: int = 0, shortest: float = 1.5, longest: float = 5.) -> list[tuple]:  # (text, audio [samples] at 24 kHz)
+def synthetic_clips(
+    n: int, seed: int = 0, shortest: float = 1.5, longest: float = 5.0
+) -> list[tuple]:  # (text, audio [samples] at 24 kHz)
     "`n` clips of evenly spread lengths (s) in random order"
-    g = np.random.default_rng(seed); out = []
+    g = np.random.default_rng(seed)
+    out = []
     for s in g.permutation(np.linspace(shortest, longest, n)):
-        t = np.arange(int(s*24000))/24000; f = g.uniform(90, 300)*(1 + .1*np.sin(2*np.pi*g.uniform(1, 5)*t))
-        x = sum(np.sin(k*2*np.pi*np.cumsum(f)/24000)/k for k in range(1, 6))
-        out.append((' '.join(g.choice('so we go on to it at no by me'.split(), 4)), (.1*x + .02*g.standard_normal(len(t))).astype(np.float32)))
+        t = np.arange(int(s * 24000)) / 24000
+        f = g.uniform(90, 300) * (1 + 0.1 * np.sin(2 * np.pi * g.uniform(1, 5) * t))
+        x = sum(np.sin(k * 2 * np.pi * np.cumsum(f) / 24000) / k for k in range(1, 6))
+        out.append(
+            (
+                ' '.join(g.choice('so we go on to it at no by me'.split(), 4)),
+                (0.1 * x + 0.02 * g.standard_normal(len(t))).astype(np.float32),
+            )
+        )
     return out
 
 @torch.no_grad()
 def items_of(model, processor, clips: list[tuple], batch: int) -> list[list[Item]]:
     "Updates of `batch` clips with codes, made clip by clip as transformers does in every forward"
-    codec = base_of(model).codec_model; device = next(codec.parameters()).device
-    items = [Item(text_ids(processor, text, 0), [codec.encode(torch.tensor(x, device=device)[None, None]).audio_codes[0].T.cpu()]) for text, x in clips]
-    return [items[i:i+batch] for i in range(0, len(items), batch)]
+    codec = base_of(model).codec_model
+    device = next(codec.parameters()).device
+    items = [
+        Item(
+            text_ids(processor, text, 0),
+            [codec.encode(torch.tensor(x, device=device)[None, None]).audio_codes[0].T.cpu()],
+        )
+        for text, x in clips
+    ]
+    return [items[i : i + batch] for i in range(0, len(items), batch)]
 
-def inputs_of(processor, clips: list[tuple], batch: int, fixed: bool = False, ratio: float = 1.) -> list[dict]:
-    "The same updates by `CsmProcessor`: padded to the longest clip, or as public notebooks do to 256 tokens and 10 s; `ratio` is the processor's own"
-    chat = lambda text, x: [{'role': '0', 'content': [{'type': 'text', 'text': text}, {'type': 'audio', 'path': x}]}]
+def inputs_of(
+    processor, clips: list[tuple], batch: int, fixed: bool = False, ratio: float = 1.0
+) -> list[dict]:
+    """The same updates by `CsmProcessor`: padded to the longest clip, or as public notebooks do to 256
+    tokens and 10 s; `ratio` is the processor's own"""
+    chat = lambda text, x: [
+        {'role': '0', 'content': [{'type': 'text', 'text': text}, {'type': 'audio', 'path': x}]}
+    ]
     pad = lambda n: dict(padding='max_length', max_length=n) if fixed else {}
-    make = lambda c: processor.apply_chat_template([chat(*x) for x in c], tokenize=True, return_dict=True, output_labels=True,
-                                                   processor_kwargs=dict(text_kwargs=dict(depth_decoder_labels_ratio=ratio, **pad(256)),
-                                                                         audio_kwargs=pad(240_001)))
-    return [dict(make(clips[i:i+batch])) for i in range(0, len(clips), batch)]
+    make = lambda c: processor.apply_chat_template(
+        [chat(*x) for x in c],
+        tokenize=True,
+        return_dict=True,
+        output_labels=True,
+        processor_kwargs=dict(
+            text_kwargs=dict(depth_decoder_labels_ratio=ratio, **pad(256)), audio_kwargs=pad(240_001)
+        ),
+    )
+    return [dict(make(clips[i : i + batch])) for i in range(0, len(clips), batch)]
 
 # %% ../nbs/17_benchmark.ipynb #b3c5a730
 def bench_config(steps: int, model=None, **kw) -> TrainConfig:
-    "Settings under which our loop does `Trainer`'s work: depth weight K-1, every frame, no rehearsal, no corruption, no dropout"
+    """Settings under which our loop does `Trainer`'s work: depth weight K-1, every frame, no rehearsal, no
+    corruption, no dropout"""
     K = base_of(model).config.num_codebooks if model is not None else 32
-    return TrainConfig(**dict(steps=steps, depth_weight=K - 1., depth_ratio=1., corruption=0., rehearsal=0., dropout=0., lr=5e-4, tokens=1 << 20, trackers=[],
-                              validate_every=0) | kw)
+    return TrainConfig(
+        **dict(
+            steps=steps,
+            depth_weight=K - 1.0,
+            depth_ratio=1.0,
+            corruption=0.0,
+            rehearsal=0.0,
+            dropout=0.0,
+            lr=5e-4,
+            tokens=1 << 20,
+            trackers=[],
+            validate_every=0,
+        )
+        | kw
+    )
 
 class Clock(TrainerCallback):
     "(process CPU s, wall s) of each update, from before its forward pass to after its optimizer step"
     def __init__(self): self.times = []
-    def now(self): torch.cuda.synchronize() if torch.cuda.is_available() else None; return np.array([time.process_time(), time.perf_counter()])
+
+    def now(self):
+        torch.cuda.synchronize() if torch.cuda.is_available() else None
+        return np.array([time.process_time(), time.perf_counter()])
+
     def on_step_begin(self, *a, **k): self.start = self.now()
-    def on_step_end(self, *a, **k): self.times.append(self.now() - self.start)
+
+    def on_step_end(self, *a, **k):
+        self.times.append(self.now() - self.start)
 
 def hf_train(model, batches: list[dict], cfg: TrainConfig, device: str = 'cpu',
              bf16: bool = False) -> tuple[np.ndarray, list]:  # ([steps,2] CPU and wall s, logs)
     "`cfg.steps` updates of the unmodified `Trainer` on ready batches, in turn"
     mine, clock = optimizer(model, cfg), Clock()
-    opt = torch.optim.AdamW([{k: g[k] for k in ('params', 'lr')} for g in mine.param_groups], betas=mine.defaults['betas'], weight_decay=cfg.weight_decay,
-                            fused=True)
-    args = TrainingArguments(f'{tempfile.gettempdir()}/csm_trainer', max_steps=cfg.steps, per_device_train_batch_size=1, max_grad_norm=cfg.clip,
-                             train_sampling_strategy='sequential', remove_unused_columns=False, logging_steps=1, report_to=[], save_strategy='no',
-                             disable_tqdm=True, use_cpu=device == 'cpu', bf16=bf16, seed=cfg.seed, dataloader_pin_memory=False)
-    schedule = torch.optim.lr_scheduler.LambdaLR(opt, lambda s: learning_rate(s, cfg.steps, 1., cfg.warmup))
-    t = Trainer(model, args, data_collator=lambda x: x[0], train_dataset=[batches[i % len(batches)] for i in range(cfg.steps)], optimizers=(opt, schedule),
-                callbacks=[clock])
+    opt = torch.optim.AdamW(
+        [{k: g[k] for k in ('params', 'lr')} for g in mine.param_groups],
+        betas=mine.defaults['betas'],
+        weight_decay=cfg.weight_decay,
+        fused=True,
+    )
+    args = TrainingArguments(
+        f'{tempfile.gettempdir()}/csm_trainer',
+        max_steps=cfg.steps,
+        per_device_train_batch_size=1,
+        max_grad_norm=cfg.clip,
+        train_sampling_strategy='sequential',
+        remove_unused_columns=False,
+        logging_steps=1,
+        report_to=[],
+        save_strategy='no',
+        disable_tqdm=True,
+        use_cpu=device == 'cpu',
+        bf16=bf16,
+        seed=cfg.seed,
+        dataloader_pin_memory=False,
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(opt, lambda s: learning_rate(s, cfg.steps, 1.0, cfg.warmup))
+    t = Trainer(
+        model,
+        args,
+        data_collator=lambda x: x[0],
+        train_dataset=[batches[i % len(batches)] for i in range(cfg.steps)],
+        optimizers=(opt, schedule),
+        callbacks=[clock],
+    )
     t.remove_callback(PrinterCallback)
     if t.accelerator.mixed_precision != ('bf16' if bf16 else 'no'):
-        raise RuntimeError('another Trainer of this process has set the precision: run this one in a process of its own')
-    t.train(); return np.array(clock.times), [x for x in t.state.log_history if 'grad_norm' in x]
+        raise RuntimeError(
+            'another Trainer of this process has set the precision: run this one in a process of its own'
+        )
+    t.train()
+    return np.array(clock.times), [x for x in t.state.log_history if 'grad_norm' in x]
 
 def own_train(model, updates: list[list[Item]], cfg: TrainConfig) -> tuple[np.ndarray, list]:
-    "The same by our loop: draw, pack, forward, backward, clip and optimizer step are inside the clock, the codec is not"
-    acc = Accelerator(cpu=not torch.cuda.is_available()); obj, opt, clock, logs = Objective(model, cfg), optimizer(model, cfg), Clock(), []
-    g = torch.Generator().manual_seed(cfg.seed); model.train()
+    """The same by our loop: draw, pack, forward, backward, clip and optimizer step are inside the clock,
+    the codec is not"""
+    acc = Accelerator(cpu=not torch.cuda.is_available())
+    obj, opt, clock, logs = Objective(model, cfg), optimizer(model, cfg), Clock(), []
+    g = torch.Generator().manual_seed(cfg.seed)
+    model.train()
     for step in range(cfg.steps):
-        clock.on_step_begin(); items = updates[step % len(updates)]; n = [i.frames for i in items]
-        talks = [[i.turn(keep=k)] for i, k in zip(items, depth_frames(sum(n), cfg.depth_ratio, g).split(n))]
-        logs.append(update(obj, opt, talks, cfg, acc, step)[0]); clock.on_step_end()
+        clock.on_step_begin()
+        items = updates[step % len(updates)]
+        n = [i.frames for i in items]
+        talks = [
+            [i.turn(keep=k)]
+            for i, k in zip(items, depth_frames(sum(n), cfg.depth_ratio, g).split(n))
+        ]
+        logs.append(update(obj, opt, talks, cfg, acc, step)[0])
+        clock.on_step_end()
     return np.array(clock.times), logs
 
 # %% ../nbs/17_benchmark.ipynb #3ec8c949
 def shaken(model, seed: int = 0):
     "`model` with LoRA B drawn instead of zero"
     g = torch.Generator().manual_seed(seed)
-    with torch.no_grad(): [p.copy_(torch.randn(p.shape, generator=g)*.02) for n, p in trainable(model).items() if 'lora_B' in n]
+    with torch.no_grad():
+        for n, p in trainable(model).items():
+            if 'lora_B' in n:
+                p.copy_(torch.randn(p.shape, generator=g) * 0.02)
     return model
 
 def hf_loss(model, batch: dict, weight: float):
     "transformers' own forward from raw audio: codebook 0 + `weight` x the others"
-    out = base_of(model)(**batch, use_cache=False); return out.backbone_loss + weight*out.depth_decoder_loss
+    out = base_of(model)(**batch, use_cache=False)
+    return out.backbone_loss + weight * out.depth_decoder_loss
 
 def own_loss(model, items: list[Item], cfg: TrainConfig):
     "Our objective on one update"
     n = [i.frames for i in items]
-    talks = [[i.turn(keep=k)] for i, k in zip(items, depth_frames(sum(n), cfg.depth_ratio, torch.Generator().manual_seed(cfg.seed)).split(n))]
+    talks = [
+        [i.turn(keep=k)]
+        for i, k in zip(
+            items, depth_frames(sum(n), cfg.depth_ratio, torch.Generator().manual_seed(cfg.seed)).split(n)
+        )
+    ]
     return Objective(model, cfg)(pack(talks), counts(talks))[0]
 
 def same_work(size: str, clips: list[tuple], batch: int, seed: int = 0, steps: int = 6) -> dict[str, float]:
     "How far `Trainer` and our loop are apart: loss, gradient, weights; and what bfloat16 does to our loss"
-    (a, p), b = small_csm(size, seed=seed), shaken(small_csm(size, seed=seed)[0]); shaken(a); a.train(), b.train()
-    updates, (longest, fixed) = items_of(a, p, clips, batch), (inputs_of(p, clips, batch, f) for f in (False, True)); cfg = bench_config(steps, a)
-    x, y = hf_loss(a, longest[0], cfg.depth_weight), own_loss(b, updates[0], cfg); x.backward(); y.backward()
+    (a, p), b = small_csm(size, seed=seed), shaken(small_csm(size, seed=seed)[0])
+    shaken(a)
+    a.train(), b.train()
+    updates, (longest, fixed) = (
+        items_of(a, p, clips, batch),
+        (inputs_of(p, clips, batch, f) for f in (False, True)),
+    )
+    cfg = bench_config(steps, a)
+    x, y = hf_loss(a, longest[0], cfg.depth_weight), own_loss(b, updates[0], cfg)
+    x.backward()
+    y.backward()
     pairs = [(u.grad, v.grad) for u, v in zip(trainable(a).values(), trainable(b).values())]
-    with torch.no_grad(): z, low = hf_loss(a, fixed[0], cfg.depth_weight), own_loss(b, updates[0], cfg.model_copy(update=dict(precision='bf16-mixed')))
-    start = [q.detach().clone() for q in trainable(b).values()]; _, hf = hf_train(a, longest, cfg); _, own = own_train(b, updates, cfg)
-    w = list(zip(trainable(a).values(), trainable(b).values(), start)); norm = lambda ts: sum(float(t.detach().double().square().sum()) for t in ts)**.5
-    return dict(loss=x.item(), loss_difference=abs((x - y).item())/x.item(), padded_to_256=abs((x - z).item())/x.item(),
-                gradient_difference=max(float((u - v).abs().max()/u.abs().max()) for u, v in pairs), tensors=len(pairs),
-                weights_difference=max(float((u - v).abs().max()) for u, v, _ in w),
-                movement_difference=norm(u - v for u, v, _ in w)/norm(u - s for u, _, s in w),
-                logged_loss_difference=max(abs(h['loss'] - o['loss'])/h['loss'] for h, o in zip(hf, own)), grad_norm=hf[0]['grad_norm'],
-                bf16_loss_difference=abs((x - low).item())/x.item())
+    with torch.no_grad():
+        z, low = (
+            hf_loss(a, fixed[0], cfg.depth_weight),
+            own_loss(b, updates[0], cfg.model_copy(update=dict(precision='bf16-mixed'))),
+        )
+    start = [q.detach().clone() for q in trainable(b).values()]
+    _, hf = hf_train(a, longest, cfg)
+    _, own = own_train(b, updates, cfg)
+    w = list(zip(trainable(a).values(), trainable(b).values(), start))
+    norm = lambda ts: sum(float(t.detach().double().square().sum()) for t in ts) ** 0.5
+    return dict(
+        loss=x.item(),
+        loss_difference=abs((x - y).item()) / x.item(),
+        padded_to_256=abs((x - z).item()) / x.item(),
+        gradient_difference=max(float((u - v).abs().max() / u.abs().max()) for u, v in pairs),
+        tensors=len(pairs),
+        weights_difference=max(float((u - v).abs().max()) for u, v, _ in w),
+        movement_difference=norm(u - v for u, v, _ in w) / norm(u - s for u, _, s in w),
+        logged_loss_difference=max(abs(h['loss'] - o['loss']) / h['loss'] for h, o in zip(hf, own)),
+        grad_norm=hf[0]['grad_norm'],
+        bf16_loss_difference=abs((x - low).item()) / x.item(),
+    )
 
 # %% ../nbs/17_benchmark.ipynb #50570f38
 def saved_bytes(model, f) -> int:
     "Bytes kept for the backward pass of `f()`, parameters of `model` apart"
     size, own = {}, {p.untyped_storage().data_ptr() for p in model.parameters()}
-    def keep(t): s = t.untyped_storage(); size.update({s.data_ptr(): s.nbytes()} if s.data_ptr() not in own else {}); return t
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t): loss = f()         # `loss` holds the graph, so that no storage is counted twice or reused
+
+    def keep(t):
+        s = t.untyped_storage()
+        size.update({s.data_ptr(): s.nbytes()} if s.data_ptr() not in own else {})
+        return t
+
+    # `loss` holds the graph, so that no storage is counted twice or reused
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t): loss = f()
     return sum(size.values())
 
 def activations(model, items: list[Item], batch: dict, cfg: TrainConfig) -> dict[str, float]:  # MiB
-    "Saved activations of one update: the library padded to the longest clip, ours, both with gradient checkpointing, and 1/16 of the depth frames"
-    model.train(); size = lambda f: round(saved_bytes(model, f)/2**20, 3)
+    """Saved activations of one update: the library padded to the longest clip, ours, both with gradient
+    checkpointing, and 1/16 of the depth frames"""
+    model.train()
+    size = lambda f: round(saved_bytes(model, f) / 2**20, 3)
     hf, own = lambda: hf_loss(model, batch, cfg.depth_weight), lambda: own_loss(model, items, cfg)
-    r = {'HF': size(hf), 'exact': size(own), '1/16': size(lambda: own_loss(model, items, cfg.model_copy(update=dict(depth_ratio=1/16))))}
-    checkpointing(model); r |= {'HF + checkpointing': size(hf), 'exact + checkpointing': size(own)}; checkpointing(model, False); return r
+    r = {
+        'HF': size(hf),
+        'exact': size(own),
+        '1/16': size(lambda: own_loss(model, items, cfg.model_copy(update=dict(depth_ratio=1 / 16)))),
+    }
+    checkpointing(model)
+    r |= {'HF + checkpointing': size(hf), 'exact + checkpointing': size(own)}
+    checkpointing(model, False)
+    return r
 
 # %% ../nbs/17_benchmark.ipynb #6163be61
 VARIANTS = {'exact': {}, 'exact, bf16': dict(precision='bf16-mixed'), '1/16': dict(depth_ratio=1/16),
             '1/16, bf16': dict(depth_ratio=1/16, precision='bf16-mixed')}
-SAID = {'exact': 'exact, fp32', 'exact, bf16': 'exact objective, bf16 autocast', '1/16': 'uniform 1/16 (unbiased estimator), fp32',
-        '1/16, bf16': '1/16 (estimator), bf16 autocast'}
-GATES = {'exact': (1.35, 1.8), 'exact, bf16': (2., 2.7), '1/16': (4.5, 6.), '1/16, bf16': (6.5, 8.5)}    # against padding to the longest, against fixed padding
-KEPT = {'exact': 1.3, 'exact + checkpointing': 12., '1/16': 5.}    # saved activations, times less than HF
+SAID = {
+    'exact': 'exact, fp32',
+    'exact, bf16': 'exact objective, bf16 autocast',
+    '1/16': 'uniform 1/16 (unbiased estimator), fp32',
+    '1/16, bf16': '1/16 (estimator), bf16 autocast',
+}
+# against padding to the longest, against fixed padding
+GATES = {'exact': (1.35, 1.8), 'exact, bf16': (2.0, 2.7), '1/16': (4.5, 6.0), '1/16, bf16': (6.5, 8.5)}
+KEPT = {'exact': 1.3, 'exact + checkpointing': 12.0, '1/16': 5.0}  # saved activations, times less than HF
 
 def matmul_gflops(dtype=torch.float32, n: int = 384, device: str = 'cpu') -> float:
     "Best of five products of `n` x `n` matrices, GFLOP per second of wall time"
-    a, best, clock = torch.randn(n, n, device=device).to(dtype), 0., Clock()
-    for _ in range(6): t = clock.now()[1]; a @ a; best = max(best, 2*n**3/(clock.now()[1] - t)/1e9)
+    a, best, clock = torch.randn(n, n, device=device).to(dtype), 0.0, Clock()
+    for _ in range(6):
+        t = clock.now()[1]
+        a @ a
+        best = max(best, 2 * n**3 / (clock.now()[1] - t) / 1e9)
     return round(best, 1)
 
-def run_rounds(model, sides: dict, updates: list, cfg: TrainConfig, rounds: int, bf16: int) -> list[dict]:  # {variant: {cpu, wall}} in s
-    "`rounds` interleaved rounds of `Trainer` (`sides`: padding -> batches) and our variants; the bfloat16 ones in the first `bf16` of them"
-    jobs = {k: lambda b=b: hf_train(model, b, cfg)[0] for k, b in sides.items()} | {k: lambda v=v: own_train(model, updates, cfg.model_copy(update=v))[0]
-                                                                                    for k, v in VARIANTS.items()}
+def run_rounds(
+    model, sides: dict, updates: list, cfg: TrainConfig, rounds: int, bf16: int
+) -> list[dict]:  # {variant: {cpu, wall}} in s
+    """`rounds` interleaved rounds of `Trainer` (`sides`: padding -> batches) and our variants; the
+    bfloat16 ones in the first `bf16` of them"""
+    jobs = {k: lambda b=b: hf_train(model, b, cfg)[0] for k, b in sides.items()} | {
+        k: lambda v=v: own_train(model, updates, cfg.model_copy(update=v))[0] for k, v in VARIANTS.items()
+    }
     out = []
     for r in range(-1, rounds):
-        names = [k for k in jobs if 'bf16' not in k or 0 <= r < bf16]; names = names[r % len(names):] + names[:r % len(names)]
+        names = [k for k in jobs if 'bf16' not in k or 0 <= r < bf16]
+        names = names[r % len(names) :] + names[: r % len(names)]
         t = {k: jobs[k]().sum(0) for k in names}
-        if r >= 0: out.append({k: dict(cpu=round(float(x), 4), wall=round(float(y), 4)) for k, (x, y) in t.items()})
+        if r >= 0:
+            out.append(
+                {
+                    k: dict(cpu=round(float(x), 4), wall=round(float(y), 4))
+                    for k, (x, y) in t.items()
+                }
+            )
     return out
 
 # %% ../nbs/17_benchmark.ipynb #fd8b4e27
 def top_ops(f, n: int = 6) -> dict[str, float]:
     "Share of CPU time of the `n` costliest operations of `f()`"
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as p: f()
-    rows = sorted(p.key_averages(), key=lambda e: -e.self_cpu_time_total); total = sum(e.self_cpu_time_total for e in rows)
-    return {e.key: round(e.self_cpu_time_total/total, 3) for e in rows[:n]}
+    rows = sorted(p.key_averages(), key=lambda e: -e.self_cpu_time_total)
+    total = sum(e.self_cpu_time_total for e in rows)
+    return {e.key: round(e.self_cpu_time_total / total, 3) for e in rows[:n]}
 
 def profiles(model, items: list[Item], batch: dict, cfg: TrainConfig, bf16: bool = True) -> dict[str, dict]:
     "Costliest operations of forward and backward: the library, and ours by variant"
     model.train()
     return dict(longest=top_ops(lambda: hf_loss(model, batch, cfg.depth_weight).backward())) | {
-        k: top_ops(lambda: own_loss(model, items, cfg.model_copy(update=v)).backward()) for k, v in VARIANTS.items() if bf16 or 'bf16' not in k}
+        k: top_ops(lambda: own_loss(model, items, cfg.model_copy(update=v)).backward())
+        for k, v in VARIANTS.items()
+        if bf16 or 'bf16' not in k
+    }
 
 def machine() -> dict:
     "Processor, cores, threads, versions"
     f = Path('/proc/cpuinfo')
     lines = f.read_text(encoding='utf-8').splitlines() if f.exists() else []
     info = {k.strip(): v.strip() for k, _, v in (l.partition(':') for l in lines)}
-    name = info.get('model name') or platform.processor() or platform.machine(); flags = info.get('flags', '').split()
-    return dict(cpu=name + (f" (family {info['cpu family']}, model {info['model']})" if 'cpu family' in info else ''), cores=mp.cpu_count(),
-                bf16_instructions=', '.join(x for x in ('avx512_bf16', 'amx_bf16') if x in flags) or 'none known',
-                matmul_gflops_float32=matmul_gflops(), matmul_gflops_bfloat16=matmul_gflops(torch.bfloat16),
-                omp_wait_policy=os.environ.get('OMP_WAIT_POLICY', 'default'), **environment())
+    name = info.get('model name') or platform.processor() or platform.machine()
+    flags = info.get('flags', '').split()
+    return dict(
+        cpu=name + (f" (family {info['cpu family']}, model {info['model']})" if 'cpu family' in info else ''),
+        cores=mp.cpu_count(),
+        bf16_instructions=', '.join(x for x in ('avx512_bf16', 'amx_bf16') if x in flags) or 'none known',
+        matmul_gflops_float32=matmul_gflops(),
+        matmul_gflops_bfloat16=matmul_gflops(torch.bfloat16),
+        omp_wait_policy=os.environ.get('OMP_WAIT_POLICY', 'default'),
+        **environment(),
+    )
 
 # %% ../nbs/17_benchmark.ipynb #6cdfa81a
-def cpu_benchmark(clips: int = 16, rounds: int = 5, batch: int = 8, seed: int = 0, size: str = 'small', bf16: bool = True) -> dict:
+def cpu_benchmark(
+    clips: int = 16, rounds: int = 5, batch: int = 8, seed: int = 0, size: str = 'small', bf16: bool = True
+) -> dict:
     "Everything measured on the CPU, as plain numbers"
-    torch.manual_seed(seed); sound = synthetic_clips(clips, seed); model, p = small_csm(size, seed=seed); shaken(model)
-    updates = items_of(model, p, sound, batch); sides = {k: inputs_of(p, sound, batch, k == 'fixed') for k in ('longest', 'fixed')}
-    cfg = bench_config(len(updates), model, seed=seed); m = machine(); slow = m['matmul_gflops_bfloat16'] < m['matmul_gflops_float32']; clock = Clock()
-    made = run_rounds(model, sides, updates, cfg, rounds, bf16*(1 if slow else rounds))
-    t = clock.now(); items_of(model, p, sound, batch); codec = float((clock.now() - t)[0]); seconds = sum(len(x) for _, x in sound)/24000
-    return dict(machine=m, sizes=dict(zip(('backbone', 'depth', 'codec'), SIZES[size])), millions=parameters(model), clips=clips, batch=batch, seed=seed,
-                seconds=round(seconds, 2), frames=sum(i.frames for u in updates for i in u), text=sum(len(i.ids) for u in updates for i in u),
-                positions={k: sum(x['input_ids'].numel() for x in b) for k, b in sides.items()}, depth_weight=cfg.depth_weight, encode_cpu_s=round(codec, 3),
-                bf16_slow=bool(slow), work=same_work(size, sound, batch, seed), kept=activations(model, updates[0], sides['longest'][0], cfg), rounds=made,
-                profiles=profiles(model, updates[0], sides['longest'][0], cfg, bf16))
+    torch.manual_seed(seed)
+    sound = synthetic_clips(clips, seed)
+    model, p = small_csm(size, seed=seed)
+    shaken(model)
+    updates = items_of(model, p, sound, batch)
+    sides = {k: inputs_of(p, sound, batch, k == 'fixed') for k in ('longest', 'fixed')}
+    cfg = bench_config(len(updates), model, seed=seed)
+    m = machine()
+    slow = m['matmul_gflops_bfloat16'] < m['matmul_gflops_float32']
+    clock = Clock()
+    made = run_rounds(model, sides, updates, cfg, rounds, bf16 * (1 if slow else rounds))
+    t = clock.now()
+    items_of(model, p, sound, batch)
+    codec = float((clock.now() - t)[0])
+    seconds = sum(len(x) for _, x in sound) / 24000
+    return dict(
+        machine=m,
+        sizes=dict(zip(('backbone', 'depth', 'codec'), SIZES[size])),
+        millions=parameters(model),
+        clips=clips,
+        batch=batch,
+        seed=seed,
+        seconds=round(seconds, 2),
+        frames=sum(i.frames for u in updates for i in u),
+        text=sum(len(i.ids) for u in updates for i in u),
+        positions={k: sum(x['input_ids'].numel() for x in b) for k, b in sides.items()},
+        depth_weight=cfg.depth_weight,
+        encode_cpu_s=round(codec, 3),
+        bf16_slow=bool(slow),
+        work=same_work(size, sound, batch, seed),
+        kept=activations(model, updates[0], sides['longest'][0], cfg),
+        rounds=made,
+        profiles=profiles(model, updates[0], sides['longest'][0], cfg, bf16),
+    )
 
 def quiet(threads: int):
     "Silence a measuring process: `threads`, no warnings, no progress bars, stderr to nowhere"
-    torch.set_num_threads(threads); warnings.simplefilter('ignore'); logging.set_verbosity_error(); logging.disable_progress_bar()
+    torch.set_num_threads(threads)
+    warnings.simplefilter('ignore')
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 def apart(f, threads: int = 0, **kw):
     "`f(**kw)` in a new process with `threads` (0: as here) that sleep while they wait"
-    was = os.environ.get('OMP_WAIT_POLICY'); os.environ['OMP_WAIT_POLICY'] = 'PASSIVE'
+    was = os.environ.get('OMP_WAIT_POLICY')
+    os.environ['OMP_WAIT_POLICY'] = 'PASSIVE'
     try:
-        with ProcessPoolExecutor(1, mp.get_context('spawn'), quiet, (threads or torch.get_num_threads(),)) as pool: return pool.submit(f, **kw).result()
-    finally: os.environ.pop('OMP_WAIT_POLICY') if was is None else os.environ.update(OMP_WAIT_POLICY=was)
+        with ProcessPoolExecutor(
+            1, mp.get_context('spawn'), quiet, (threads or torch.get_num_threads(),)
+        ) as pool:
+            return pool.submit(f, **kw).result()
+    finally:
+        os.environ.pop('OMP_WAIT_POLICY') if was is None else os.environ.update(OMP_WAIT_POLICY=was)
 
 # %% ../nbs/17_benchmark.ipynb #daecfecc
 def ratios(result: dict, variant: str, side: str, unit: str = 'cpu') -> list[float]:
     "How many times faster `variant` was than `Trainer` padded to `side`, by round"
-    return [r[side][unit]/r[variant][unit] for r in result['rounds'] if variant in r]
+    return [r[side][unit] / r[variant][unit] for r in result['rounds'] if variant in r]
 
 def speed_table(result: dict) -> pd.DataFrame:
     "Claim, ratio against both paddings, gates, met"
+
     def show(v, s):
         x = ratios(result, v, s)
-        return f'{np.median(x):.2f} [{min(x):.2f}-{max(x):.2f}] ({np.median(ratios(result, v, s, "wall")):.2f}), n={len(x)}' if x else 'not run'
-    met = lambda v: all(np.median(ratios(result, v, s) or 0) >= g for s, g in zip(('longest', 'fixed'), GATES[v]))
-    return pd.DataFrame([{'claim': SAID[v], 'vs pad to longest': show(v, 'longest'), 'vs fixed 256 / 10 s': show(v, 'fixed'), 'gates': f'>= {a} / >= {b}',
-                          'met': 'yes' if met(v) else 'NO'} for v, (a, b) in GATES.items()])
+        return (
+            f'{np.median(x):.2f} [{min(x):.2f}-{max(x):.2f}] ({np.median(ratios(result, v, s, "wall")):.2f}'
+            f'), n={len(x)}'
+            if x
+            else 'not run'
+        )
+
+    met = lambda v: all(
+        np.median(ratios(result, v, s) or 0) >= g for s, g in zip(('longest', 'fixed'), GATES[v])
+    )
+    return pd.DataFrame(
+        [
+            {
+                'claim': SAID[v],
+                'vs pad to longest': show(v, 'longest'),
+                'vs fixed 256 / 10 s': show(v, 'fixed'),
+                'gates': f'>= {a} / >= {b}',
+                'met': 'yes' if met(v) else 'NO',
+            }
+            for v, (a, b) in GATES.items()
+        ]
+    )
 
 def memory_table(result: dict) -> pd.DataFrame:
     "Saved activations of one update, MiB, and how many times less than the library"
     k = result['kept']
-    return pd.DataFrame([{'saved activations': n, 'MiB': round(v, 2), 'times less than HF': round(k['HF']/v, 2), 'gate': f'>= {KEPT[n]}' if n in KEPT else '',
-                          'met': ('yes' if k['HF']/v >= KEPT[n] else 'NO') if n in KEPT else ''} for n, v in k.items()])
+    return pd.DataFrame(
+        [
+            {
+                'saved activations': n,
+                'MiB': round(v, 2),
+                'times less than HF': round(k['HF'] / v, 2),
+                'gate': f'>= {KEPT[n]}' if n in KEPT else '',
+                'met': ('yes' if k['HF'] / v >= KEPT[n] else 'NO') if n in KEPT else '',
+            }
+            for n, v in k.items()
+        ]
+    )
 
 def work_table(result: dict) -> pd.DataFrame:
     "What was compared before anything was timed"
     w = result['work']
-    rows = [('loss, first update, from raw audio', f"{w['loss']:.6f}", ''), ('relative difference of our loss', w['loss_difference'], 1e-5),
-            ('relative difference, padded to 256 tokens', w['padded_to_256'], 1e-5),
-            (f"gradients of {w['tensors']} tensors, largest relative difference", w['gradient_difference'], 1e-4),
+    rows = [
+        ('loss, first update, from raw audio', f"{w['loss']:.6f}", ''),
+        ('relative difference of our loss', w['loss_difference'], 1e-5),
+        ('relative difference, padded to 256 tokens', w['padded_to_256'], 1e-5),
+        (f"gradients of {w['tensors']} tensors, largest relative difference", w['gradient_difference'], 1e-4),
         ('weights after 6 updates of the real Trainer, largest difference', w['weights_difference'], 1e-5),
         ('the same as a share of the movement', w['movement_difference'], 1e-3),
-        ('loss under bf16 autocast, relative difference', w['bf16_loss_difference'], 1e-3)]
-    return pd.DataFrame([{'what': n, 'value': v if isinstance(v, str) else f'{v:.1e}', 'bound': f'< {b:.0e}' if b else '', 'met': ('yes' if v < b else 'NO')
-                          if b else ''} for n, v, b in rows])
+        ('loss under bf16 autocast, relative difference', w['bf16_loss_difference'], 1e-3),
+    ]
+    return pd.DataFrame(
+        [
+            {
+                'what': n,
+                'value': v if isinstance(v, str) else f'{v:.1e}',
+                'bound': f'< {b:.0e}' if b else '',
+                'met': ('yes' if v < b else 'NO') if b else '',
+            }
+            for n, v, b in rows
+        ]
+    )
 
 # %% ../nbs/17_benchmark.ipynb #3e0e0010
 def speed_figure(result: dict):
     "Ratios by variant, medians with range, and the gates"
     with plt.rc_context(STYLE):
-        fig, ax = plt.subplots(figsize=(7, 2.6)); done = [v for v in VARIANTS if ratios(result, v, 'longest')]
-        for i, (side, c, name) in enumerate((('longest', BASE, 'padded to the longest'), ('fixed', ADAPTER, 'padded to 256 tokens'))):
-            r = [ratios(result, v, side) for v in done]; y = np.arange(len(done)) + (-.15, .15)[i]; m = np.array([np.median(x) for x in r])
-            ax.errorbar(m, y, xerr=[m - [min(x) for x in r], [max(x) for x in r] - m], fmt='o', c=c, capsize=3, label=f'Trainer, {name}')
-            ax.plot([GATES[v][i] for v in done], y, '|', c=HUMAN, ms=12, mew=2, label='gate' if i else None)
-        ax.axvline(1, c='k', lw=.8); ax.set_xscale('log'); t = [.125, .25, .5, 1, 2, 4, 8, 16]; ax.set_xticks(t, [f'{x:g}' for x in t]); ax.minorticks_off()
-        ax.set_yticks(range(len(done)), [SAID[v] for v in done]); ax.invert_yaxis(); ax.set(xlabel='times faster than Trainer (CPU time, small model)')
-        ax.legend(frameon=False, fontsize=8, loc='center left', bbox_to_anchor=(1, .5))
+        fig, ax = plt.subplots(figsize=(7, 2.6))
+        done = [v for v in VARIANTS if ratios(result, v, 'longest')]
+        for i, (side, c, name) in enumerate(
+            (('longest', BASE, 'padded to the longest'), ('fixed', ADAPTER, 'padded to 256 tokens'))
+        ):
+            r = [ratios(result, v, side) for v in done]
+            y = np.arange(len(done)) + (-0.15, 0.15)[i]
+            m = np.array([np.median(x) for x in r])
+            ax.errorbar(
+                m,
+                y,
+                xerr=[m - [min(x) for x in r], [max(x) for x in r] - m],
+                fmt='o',
+                c=c,
+                capsize=3,
+                label=f'Trainer, {name}',
+            )
+            ax.plot(
+                [GATES[v][i] for v in done],
+                y,
+                '|',
+                c=HUMAN,
+                ms=12,
+                mew=2,
+                label='gate' if i else None,
+            )
+        ax.axvline(1, c='k', lw=0.8)
+        ax.set_xscale('log')
+        t = [0.125, 0.25, 0.5, 1, 2, 4, 8, 16]
+        ax.set_xticks(t, [f'{x:g}' for x in t])
+        ax.minorticks_off()
+        ax.set_yticks(range(len(done)), [SAID[v] for v in done])
+        ax.invert_yaxis()
+        ax.set(xlabel='times faster than Trainer (CPU time, small model)')
+        ax.legend(frameon=False, fontsize=8, loc='center left', bbox_to_anchor=(1, 0.5))
     return fig
 
 def caveat(result: dict) -> str:
     "What has to stand next to every figure"
-    m = result['machine']; share = result['encode_cpu_s']/np.median([r['longest']['cpu'] for r in result['rounds']])
-    size = result['millions']; whole = {side: np.median(ratios(result, 'exact', side)) for side in ('longest', 'fixed')}
-    bare = {side: np.median([(r[side]['cpu'] - result['encode_cpu_s'])/r['exact']['cpu'] for r in result['rounds']]) for side in whole}
-    return (f"Small model ({size['backbone']:.1f} M backbone, {size['depth']:.1f} M depth decoder, {size['codec']:.1f} M codec), random weights, "
-            f"{result['clips']} synthetic clips ({result['seconds']} s) in updates of {result['batch']}; objective codebook 0 + "
-            f"{result['depth_weight']:.0f} x the others. The baseline encodes in every forward: the codec is {share:.0%} of its time when padded to the "
-            f"longest; ours encodes once, {result['encode_cpu_s']} CPU s, outside the clock. With the codec taken out of the baseline too, the exact path "
-            f"would be {bare['longest']:.2f}x and {bare['fixed']:.2f}x instead of {whole['longest']:.2f}x and {whole['fixed']:.2f}x.\n"
-            'These are not speed-ups of CSM-1B: there, on a CPU, the exact path was measured at 0.98x of unpadded HF and 1.85x of HF padded to 256 tokens; '
-            'the rest is amortisation, an estimator (2.7x and 5.1x at 1/16).\n'
-            f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads, torch {m['torch']}, transformers {m['transformers']}, peft {m['peft']}, "
-            f"accelerate {m['accelerate']}; bfloat16 instructions: {m['bf16_instructions']}; matmul {m['matmul_gflops_float32']:.0f} GFLOP/s in float32, "
-            f"{m['matmul_gflops_bfloat16']:.0f} in bfloat16.")
+    m = result['machine']
+    share = result['encode_cpu_s'] / np.median([r['longest']['cpu'] for r in result['rounds']])
+    size = result['millions']
+    whole = {side: np.median(ratios(result, 'exact', side)) for side in ('longest', 'fixed')}
+    bare = {
+        side: np.median(
+            [(r[side]['cpu'] - result['encode_cpu_s']) / r['exact']['cpu'] for r in result['rounds']]
+        )
+        for side in whole
+    }
+    return (
+        f"Small model ({size['backbone']:.1f} M backbone, {size['depth']:.1f} M depth decoder, "
+        f"{size['codec']:.1f} M codec), random weights, {result['clips']} synthetic clips "
+        f"({result['seconds']} s) in updates of {result['batch']}; objective codebook 0 + "
+        f"{result['depth_weight']:.0f} x the others. The baseline encodes in every forward: the codec is "
+        f"{share:.0%} of its time when padded to the longest; ours encodes once, {result['encode_cpu_s']} "
+        "CPU s, outside the clock. With the codec taken out of the baseline too, the exact path would be "
+        f"{bare['longest']:.2f}x and {bare['fixed']:.2f}x instead of {whole['longest']:.2f}x and "
+        f"{whole['fixed']:.2f}x.\n"
+        'These are not speed-ups of CSM-1B: there, on a CPU, the exact path was measured at 0.98x of '
+        'unpadded HF and 1.85x of HF padded to 256 tokens; the rest is amortisation, an estimator (2.7x '
+        'and 5.1x at 1/16).\n'
+        f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads, torch {m['torch']}, transformers "
+        f"{m['transformers']}, peft {m['peft']}, accelerate {m['accelerate']}; bfloat16 instructions: "
+        f"{m['bf16_instructions']}; matmul {m['matmul_gflops_float32']:.0f} GFLOP/s in float32, "
+        f"{m['matmul_gflops_bfloat16']:.0f} in bfloat16."
+    )
 
 # %% ../nbs/17_benchmark.ipynb #d66ab807
 def missed(result: dict) -> str:
-    "For every missed gate of speed: the ratio, the operations that take the time, and the processor's part in it"
-    m, out = result['machine'], []; top = lambda k: ', '.join(f'{n} {v:.0%}' for n, v in result['profiles'].get(k, {}).items()) or 'not profiled'
+    """For every missed gate of speed: the ratio, the operations that take the time, and the processor's
+    part in it"""
+    m, out = result['machine'], []
+    top = lambda k: (
+        ', '.join(f'{n} {v:.0%}' for n, v in result['profiles'].get(k, {}).items()) or 'not profiled'
+    )
     for v, ok in zip(GATES, speed_table(result)['met']):
         if ok == 'yes': continue
-        out.append(f"{SAID[v]}: gate missed. Costliest operations: {top(v)}. Of the library, padded to the longest: {top('longest')}.")
+        out.append(
+            f"{SAID[v]}: gate missed. Costliest operations: {top(v)}. Of the library, padded to the "
+            f"longest: {top('longest')}."
+        )
         if 'bf16' in v and result['bf16_slow']:
-            out[-1] += (f" bfloat16 instructions of this processor: {m['bf16_instructions']}. A matmul runs at "
-                        f"{m['matmul_gflops_bfloat16']/m['matmul_gflops_float32']:.2f}x of float32, so autocast slows every product down; run once, not every "
-                        'round.')
+            out[-1] += (
+                f" bfloat16 instructions of this processor: {m['bf16_instructions']}. A matmul runs at "
+                f"{m['matmul_gflops_bfloat16'] / m['matmul_gflops_float32']:.2f}x of float32, so autocast "
+                "slows every product down; run once, not every "
+                'round.'
+            )
     return '\n\n'.join(out) or 'All gates of speed are met.'
 
-def write_benchmark(out: str, result: dict, gpu: dict|None = None) -> Path:
+def write_benchmark(out: str, result: dict, gpu: dict | None = None) -> Path:
     "`benchmark.json` (every round's numbers) and `benchmark.png` in `out`, a folder of the project"
-    folder = root()/out; folder.mkdir(parents=True, exist_ok=True); speed_figure(result).savefig(folder/'benchmark.png', dpi=150); plt.close()
-    return write_json(folder/'benchmark.json', result | (dict(gpu=gpu) if gpu else {}))
+    folder = root() / out
+    folder.mkdir(parents=True, exist_ok=True)
+    speed_figure(result).savefig(folder / 'benchmark.png', dpi=150)
+    plt.close()
+    return write_json(folder / 'benchmark.json', result | (dict(gpu=gpu) if gpu else {}))
 
 # %% ../nbs/17_benchmark.ipynb #11119042
 def flops(model, items: list[Item], cfg: TrainConfig) -> float:
     "GFLOP of one forward and backward of our step, counted by torch; the codec is not in it"
     n = [i.frames for i in items]
-    talks = [[i.turn(keep=k)] for i, k in zip(items, depth_frames(sum(n), cfg.depth_ratio, torch.Generator().manual_seed(0)).split(n))]
-    device = next(model.parameters()).device; model.train()
-    with FlopCounterMode(display=False) as c: Objective(model, cfg)({k: v.to(device) for k, v in pack(talks).items()}, counts(talks))[0].backward()
-    model.zero_grad(); return c.get_total_flops()/1e9
+    talks = [
+        [i.turn(keep=k)]
+        for i, k in zip(
+            items, depth_frames(sum(n), cfg.depth_ratio, torch.Generator().manual_seed(0)).split(n)
+        )
+    ]
+    device = next(model.parameters()).device
+    model.train()
+    with FlopCounterMode(display=False) as c:
+        Objective(model, cfg)(
+            {k: v.to(device) for k, v in pack(talks).items()}, counts(talks)
+        )[0].backward()
+    model.zero_grad()
+    return c.get_total_flops() / 1e9
 
-def gpu_benchmark(clips: int = 32, batch: int = 16, steps: int = 6, warm: int = 2, seed: int = 0, rank: int = 16, shares: tuple = (1., 1/4, 1/16),
-                  peak_tflops: float = 989., size: str = 'csm-1b-shape', device: str = 'cuda', bf16: bool = True) -> dict:
+def gpu_benchmark(
+    clips: int = 32,
+    batch: int = 16,
+    steps: int = 6,
+    warm: int = 2,
+    seed: int = 0,
+    rank: int = 16,
+    shares: tuple = (1.0, 1 / 4, 1 / 16),
+    peak_tflops: float = 989.0,
+    size: str = 'csm-1b-shape',
+    device: str = 'cuda',
+    bf16: bool = True,
+) -> dict:
     "`Trainer` and our loop at each share of depth frames; without the device, no rows"
     if device == 'cuda' and not torch.cuda.is_available(): return dict(device='none', rows=[])
     if size in SIZES: model, p = small_csm(size, rank, seed)
-    else: m, p = load_csm(size); random_codebooks(m, seed); model = add_lora(m, rank, dropout=0., seed=seed)
+    else:
+        m, p = load_csm(size)
+        random_codebooks(m, seed)
+        model = add_lora(m, rank, dropout=0.0, seed=seed)
     if bf16: reduce_precision(model)
-    model.to(device); sound = synthetic_clips(clips, seed); updates = items_of(model, p, sound, batch)
-    cfg = bench_config(steps, model, precision='bf16-mixed' if bf16 else 'fp32'); cuda = device == 'cuda'; rows = []
-    heard = np.resize([sum(i.frames for i in u)*FRAME for u in updates], steps)[warm:].sum()
-    for name, share in [(n, s) for s in shares for n in ('Trainer, longest', *(['Trainer, fixed'] if s == 1 else []), 'ours')]:
-        c = cfg.model_copy(update=dict(depth_ratio=share)); work = np.resize([flops(model, u, c) for u in updates], steps)[warm:].sum()
-        if cuda: torch.cuda.empty_cache(); torch.cuda.reset_peak_memory_stats()
-        try: t = own_train(model, updates, c)[0] if name == 'ours' else hf_train(model, inputs_of(p, sound, batch, 'fixed' in name, share), c, device, bf16)[0]
-        except torch.OutOfMemoryError: rows.append(dict(side=name, share=share, failed='out of memory')); continue
+    model.to(device)
+    sound = synthetic_clips(clips, seed)
+    updates = items_of(model, p, sound, batch)
+    cfg = bench_config(steps, model, precision='bf16-mixed' if bf16 else 'fp32')
+    cuda = device == 'cuda'
+    rows = []
+    heard = np.resize([sum(i.frames for i in u) * FRAME for u in updates], steps)[warm:].sum()
+    for name, share in [
+        (n, s) for s in shares for n in ('Trainer, longest', *(['Trainer, fixed'] if s == 1 else []), 'ours')
+    ]:
+        c = cfg.model_copy(update=dict(depth_ratio=share))
+        work = np.resize([flops(model, u, c) for u in updates], steps)[warm:].sum()
+        if cuda:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        try:
+            t = (
+                own_train(model, updates, c)[0]
+                if name == 'ours'
+                else hf_train(model, inputs_of(p, sound, batch, 'fixed' in name, share), c, device, bf16)[0]
+            )
+        except torch.OutOfMemoryError:
+            rows.append(dict(side=name, share=share, failed='out of memory'))
+            continue
         wall = float(t[warm:, 1].sum())
-        rows.append(dict(side=name, share=share, audio_s_per_s=round(heard/wall, 2), mfu=round(work/wall/1e3/peak_tflops, 4), gflop=round(work, 1),
-                         peak_gb=round(torch.cuda.max_memory_allocated()/1e9, 2) if cuda else None, steps=t.round(4).tolist()))
-    return dict(device=torch.cuda.get_device_name() if cuda else device, rows=rows, clips=clips, batch=batch, rank=rank,
-                seconds_per_update=round(float(heard)/(steps - warm), 1), peak_tflops=peak_tflops,
-                matmul_tflops=matmul_gflops(torch.bfloat16 if bf16 else torch.float32, 8192 if cuda else 256, device)/1e3, machine=environment())
+        rows.append(
+            dict(
+                side=name,
+                share=share,
+                audio_s_per_s=round(heard / wall, 2),
+                mfu=round(work / wall / 1e3 / peak_tflops, 4),
+                gflop=round(work, 1),
+                peak_gb=round(torch.cuda.max_memory_allocated() / 1e9, 2) if cuda else None,
+                steps=t.round(4).tolist(),
+            )
+        )
+    return dict(
+        device=torch.cuda.get_device_name() if cuda else device,
+        rows=rows,
+        clips=clips,
+        batch=batch,
+        rank=rank,
+        seconds_per_update=round(float(heard) / (steps - warm), 1),
+        peak_tflops=peak_tflops,
+        matmul_tflops=matmul_gflops(torch.bfloat16 if bf16 else torch.float32, 8192 if cuda else 256, device)
+        / 1e3,
+        machine=environment(),
+    )
 
 def gpu_table(g: dict) -> pd.DataFrame:
     "Throughput, its ratio to `Trainer` padded to the longest with all depth frames, MFU and peak memory"
-    base = next((r.get('audio_s_per_s') for r in g['rows'] if r['side'] == 'Trainer, longest' and r['share'] == 1), None)
-    return pd.DataFrame([{'side': r['side'], 'depth frames': f"{r['share']:.4g}", 'audio-s/s': r.get('audio_s_per_s', r.get('failed')),
-                          'x Trainer': round(r['audio_s_per_s']/base, 2) if base and 'audio_s_per_s' in r else '', 'MFU': f"{r['mfu']:.1%}" if 'mfu' in r
-                          else '', 'peak, GB': r.get('peak_gb') or ''} for r in g['rows']]).style.hide().set_caption(f"{g['device']}: "
-        + (f"{g['seconds_per_update']} s of sound per update, bf16, LoRA r={g['rank']}; MFU against {g['peak_tflops']:.0f} TFLOP/s, a large matmul reaches "
-           f"{g['matmul_tflops']:.0f}" if g['rows'] else 'no GPU here'))
+    base = next(
+        (r.get('audio_s_per_s') for r in g['rows'] if r['side'] == 'Trainer, longest' and r['share'] == 1),
+        None,
+    )
+    return (
+        pd.DataFrame(
+            [
+                {
+                    'side': r['side'],
+                    'depth frames': f"{r['share']:.4g}",
+                    'audio-s/s': r.get('audio_s_per_s', r.get('failed')),
+                    'x Trainer': round(r['audio_s_per_s'] / base, 2) if base and 'audio_s_per_s' in r else '',
+                    'MFU': f"{r['mfu']:.1%}" if 'mfu' in r else '',
+                    'peak, GB': r.get('peak_gb') or '',
+                }
+                for r in g['rows']
+            ]
+        )
+        .style.hide()
+        .set_caption(
+            f"{g['device']}: "
+            + (
+                f"{g['seconds_per_update']} s of sound per update, bf16, LoRA r={g['rank']}; MFU against "
+                f"{g['peak_tflops']:.0f} TFLOP/s, a large matmul reaches {g['matmul_tflops']:.0f}"
+                if g['rows']
+                else 'no GPU here'
+            )
+        )
+    )

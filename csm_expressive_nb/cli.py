@@ -16,21 +16,57 @@ from typing import Annotated, Literal
 
 import typer, yaml
 
-from .core import EMOTIONS, EmotionConfig, ExpressiveConfig, MissingExtra, assets, in_order, install_line, lacking
+from csm_expressive_nb.core import (
+    EMOTIONS,
+    EmotionConfig,
+    ExpressiveConfig,
+    MissingExtra,
+    assets,
+    in_order,
+    install_line,
+    lacking,
+)
 from .core import load_config, make_config, root
 
 # %% ../nbs/19_cli.ipynb #7119b484
-app = typer.Typer(help='Emotional speech for CSM: recordings to datasets, datasets to adapters, adapters to reports.', no_args_is_help=True,
-                  add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    help='Emotional speech for CSM: recordings to datasets, datasets to adapters, adapters to reports.',
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 
 Out = Annotated[Path, typer.Option(help='Folder of the dataset, made here; of its own.')]
-Agreement = Annotated[float, typer.Option(min=0, max=1, help='Least share of listeners who heard the intended emotion (CREMA-D).')]
-Clipped = Annotated[int|None, typer.Option(min=0, help='Set aside clips with more samples at full scale than this; not given: only counted.')]
-Shares = Annotated[tuple[float, float, float], typer.Option(metavar='TRAIN TEST VALIDATION', help='Shares of the speakers: three numbers with spaces between.')]
-Sentences = Annotated[bool, typer.Option('--sentence-disjoint', help='No sentence in two splits either; clips that would break it are set aside.')]
-Balance = Annotated[Literal['none', 'cap', 'oversample', 'weights'],
-                    typer.Option(help='Even out emotion x corpus x sex in the training split: cap drops clips, oversample repeats them, weights gives every '
-                                      'emotion the same share.')]
+Agreement = Annotated[
+    float,
+    typer.Option(min=0, max=1, help='Least share of listeners who heard the intended emotion (CREMA-D).'),
+]
+Clipped = Annotated[
+    int | None,
+    typer.Option(
+        min=0, help='Set aside clips with more samples at full scale than this; not given: only counted.'
+    ),
+]
+Shares = Annotated[
+    tuple[float, float, float],
+    typer.Option(
+        metavar='TRAIN TEST VALIDATION', help='Shares of the speakers: three numbers with spaces between.'
+    ),
+]
+Sentences = Annotated[
+    bool,
+    typer.Option(
+        '--sentence-disjoint',
+        help='No sentence in two splits either; clips that would break it are set aside.',
+    ),
+]
+Balance = Annotated[
+    Literal['none', 'cap', 'oversample', 'weights'],
+    typer.Option(
+        help='Even out emotion x corpus x sex in the training split: cap drops clips, oversample repeats '
+        'them, weights gives every emotion the same share.'
+    ),
+]
 Cap = Annotated[int, typer.Option(min=0, help='Clips per cell for `--balance cap`; 0: the smallest cell.')]
 
 def told(ds):
@@ -41,124 +77,250 @@ def told(ds):
     else:
         from csm_expressive_nb.figures import overview
         overview(ds)
-    with open(ds.folder/'quarantine.csv', newline='', encoding='utf-8') as f:
+    with open(ds.folder / 'quarantine.csv', newline='', encoding='utf-8') as f:
         q = Counter(r['reason'] for r in csv.DictReader(f))
     silent = sum(not c.text for c in ds.clips)
     draws = dataset.balance_table(ds.clips)
-    typer.echo('Splits (gain_estimated: speakers without neutral clips; gain_limited: clips kept within full scale)')
+    typer.echo(
+        'Splits (gain_estimated: speakers without neutral clips; gain_limited: clips kept within full scale)'
+    )
     typer.echo(f'{dataset.summary(ds.clips).to_string()}\n')
-    typer.echo(f'Training draws (share of all; effective number of clips after repetition)\n{draws.to_string()}\n')
-    typer.echo(f'{len(ds.clips)} clips in {ds.folder} (README.md, overview.png), {ds.info["quarantined"]} files set aside in '
-               f'quarantine.csv{": " if q else ""}{", ".join(f"{v} {k}" for k, v in q.most_common())}')
+    typer.echo(
+        f'Training draws (share of all; effective number of clips after repetition)\n{draws.to_string()}\n'
+    )
+    typer.echo(
+        f'{len(ds.clips)} clips in {ds.folder} (README.md, overview.png), {ds.info["quarantined"]} files '
+        f'set aside in quarantine.csv{": " if q else ""}{", ".join(f"{v} {k}" for k, v in q.most_common())}'
+    )
     if loud := sum(c.gain_from == 'limited' for c in ds.clips):
-        typer.echo(f'note: {loud} clips were turned down to stay within full scale; a lower --level keeps more of their loudness')
+        typer.echo(
+            f'note: {loud} clips were turned down to stay within full scale; a lower --level keeps more of '
+            'their loudness'
+        )
     for note in ds.info.get('notes', ()): typer.echo(f'note: {note}')
-    if silent: typer.echo(f'note: {silent} clips have no text: good for audio-only work, left out of training')
+    if silent:
+        typer.echo(f'note: {silent} clips have no text: good for audio-only work, left out of training')
     for k in sorted({c.corpus for c in ds.clips}):
         if len({c.speaker for c in ds.clips if c.corpus == k}) == 1:
-            typer.echo(f'note: all of {k} counts as one speaker: no evaluation on unseen voices (a column `speaker` tells them apart)')
+            typer.echo(
+                f'note: all of {k} counts as one speaker: no evaluation on unseen voices (a column '
+                '`speaker` tells them apart)'
+            )
+    by_sentence = ', or sentences for --sentence-disjoint' if ds.info['settings']['sentence_disjoint'] else ''
     for s in dataset.SPLITS:
         if not ds.select(split=s):
-            typer.echo(f'note: the {s} split is empty: too few '
-                       f'speakers{", or sentences for --sentence-disjoint" if ds.info["settings"]["sentence_disjoint"] else ""}')
+            typer.echo(f'note: the {s} split is empty: too few speakers{by_sentence}')
     for (e, k), r in draws.iterrows():
         if r.clips < 5: typer.echo(f'note: only {r.clips:.0f} training clips of {e} in {k}')
 
 # %% ../nbs/19_cli.ipynb #6bcb476c
 @app.command()
-def prepare(corpus: Annotated[str, typer.Argument(help='ravdess, cremad, esd, emodb, ljspeech, folder, or auto.')], out: Out,
-            source: Annotated[Path|None,
-                              typer.Option(help='Recordings on disk, in the publisher\'s layout. Without it RAVDESS and CREMA-D are downloaded.')] = None,
-            downloads: Annotated[Path|None, typer.Option(help='Where downloads are kept; not given: _cache/downloads.')] = None,
-            mirror: Annotated[str|None, typer.Option(help='Address to download from instead of the publisher\'s; checksums stay the publisher\'s.')] = None,
-            verify: Annotated[Literal['strict', 'rate', 'off'],
-                              typer.Option(help='Compare with the published bytes and rate, the rate, or nothing.')] = 'strict',
-            emotion: Annotated[str, typer.Option(help='For a folder whose table has no emotion: the emotion of all of it.')] = '',
-            own: Annotated[str, typer.Option(help='Emotions of your own that a folder may name, separated by commas.')] = '',
-            name: Annotated[str, typer.Option(help='For a folder of your own: what to call the corpus; not given: the folder\'s name.')] = '',
-            tables: Annotated[Path|None, typer.Option(help='CREMA-D: folder of the publisher\'s tables, if they are not with the audio.')] = None,
-            level: Annotated[float,
-                             typer.Option(min=-60, max=0,
-                                          help='Where a speaker\'s gain puts neutral speech, dB re full scale; lower leaves more room for shouting.')] = -25.,
-            max_rejected: Annotated[float, typer.Option(min=0, max=1, help='Fail where a larger share of the recordings is unusable.')] = .1,
-            min_agreement: Agreement = 0., max_clipped: Clipped = None, shares: Shares = (.6, .25, .15), sentence_disjoint: Sentences = False,
-            balance: Balance = 'none', cap: Cap = 0):
-    """Recordings to a dataset: checked, trimmed, split by speaker, written as Parquet with FLAC inside. A folder of your own: metadata.csv with file, text,
+def prepare(
+    corpus: Annotated[str, typer.Argument(help='ravdess, cremad, esd, emodb, ljspeech, folder, or auto.')],
+    out: Out,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            help='Recordings on disk, in the publisher\'s layout. Without it RAVDESS and CREMA-D are '
+            'downloaded.'
+        ),
+    ] = None,
+    downloads: Annotated[
+        Path | None, typer.Option(help='Where downloads are kept; not given: _cache/downloads.')
+    ] = None,
+    mirror: Annotated[
+        str | None,
+        typer.Option(
+            help='Address to download from instead of the publisher\'s; checksums stay the publisher\'s.'
+        ),
+    ] = None,
+    verify: Annotated[
+        Literal['strict', 'rate', 'off'],
+        typer.Option(help='Compare with the published bytes and rate, the rate, or nothing.'),
+    ] = 'strict',
+    emotion: Annotated[
+        str, typer.Option(help='For a folder whose table has no emotion: the emotion of all of it.')
+    ] = '',
+    own: Annotated[
+        str, typer.Option(help='Emotions of your own that a folder may name, separated by commas.')
+    ] = '',
+    name: Annotated[
+        str,
+        typer.Option(
+            help='For a folder of your own: what to call the corpus; not given: the folder\'s name.'
+        ),
+    ] = '',
+    tables: Annotated[
+        Path | None,
+        typer.Option(help='CREMA-D: folder of the publisher\'s tables, if they are not with the audio.'),
+    ] = None,
+    level: Annotated[
+        float,
+        typer.Option(
+            min=-60,
+            max=0,
+            help='Where a speaker\'s gain puts neutral speech, dB re full scale; lower leaves more room '
+            'for shouting.',
+        ),
+    ] = -25.0,
+    max_rejected: Annotated[
+        float, typer.Option(min=0, max=1, help='Fail where a larger share of the recordings is unusable.')
+    ] = 0.1,
+    min_agreement: Agreement = 0.0,
+    max_clipped: Clipped = None,
+    shares: Shares = (0.6, 0.25, 0.15),
+    sentence_disjoint: Sentences = False,
+    balance: Balance = 'none',
+    cap: Cap = 0,
+):
+    """Recordings to a dataset: checked, trimmed, split by speaker, written as Parquet with FLAC inside. A
+    folder of your own: metadata.csv with file, text,
     emotion (and speaker, sex), or folders named after emotions with a .txt beside each recording."""
     from csm_expressive_nb import dataset
     from csm_expressive_nb.corpora import CORPORA
     kind = CORPORA.get(corpus)
-    reader = {k: v for k, v in dict(emotion=emotion, name=name, tables=tables, own=[e.strip() for e in own.split(',') if e.strip()]).items() if v}
+    reader = {
+        k: v
+        for k, v in dict(
+            emotion=emotion, name=name, tables=tables, own=[e.strip() for e in own.split(',') if e.strip()]
+        ).items()
+        if v
+    }
     if source is None:
         if not hasattr(kind, 'download'):
-            raise ValueError(f'{corpus} cannot be downloaded from here: {f"get it from {kind.url} and " if kind and kind.url else ""}name its folder with '
-                             f'--source')
-        source = kind.download(downloads or root()/'_cache'/'downloads', **dict(mirror=mirror) if mirror else {})
-    told(dataset.prepare(source, out, corpus, reader, verify=verify, max_rejected=max_rejected, min_agreement=min_agreement, max_clipped=max_clipped,
-                         shares=shares, level=level,
-                         sentence_disjoint=sentence_disjoint, balance=balance, cap=cap))
+            raise ValueError(
+                f'{corpus} cannot be downloaded from here: '
+                f'{f"get it from {kind.url} and " if kind and kind.url else ""}name its folder with --source'
+            )
+        source = kind.download(
+            downloads or root() / '_cache' / 'downloads', **dict(mirror=mirror) if mirror else {}
+        )
+    told(
+        dataset.prepare(
+            source,
+            out,
+            corpus,
+            reader,
+            verify=verify,
+            max_rejected=max_rejected,
+            min_agreement=min_agreement,
+            max_clipped=max_clipped,
+            shares=shares,
+            level=level,
+            sentence_disjoint=sentence_disjoint,
+            balance=balance,
+            cap=cap,
+        )
+    )
 
 # %% ../nbs/19_cli.ipynb #04a63e8e
 @app.command()
-def merge(folders: Annotated[list[Path], typer.Argument(help='Datasets made by `prepare` or `merge`.')], out: Out, min_agreement: Agreement = 0.,
-          max_clipped: Clipped = None,
-          shares: Shares = (.6, .25, .15), sentence_disjoint: Sentences = False, balance: Balance = 'none', cap: Cap = 0):
+def merge(
+    folders: Annotated[list[Path], typer.Argument(help='Datasets made by `prepare` or `merge`.')],
+    out: Out,
+    min_agreement: Agreement = 0.0,
+    max_clipped: Clipped = None,
+    shares: Shares = (0.6, 0.25, 0.15),
+    sentence_disjoint: Sentences = False,
+    balance: Balance = 'none',
+    cap: Cap = 0,
+):
     "Several datasets to one: equal recordings found across them, split and balance made anew."
     from csm_expressive_nb import dataset
-    ds = dataset.merge(folders, out, min_agreement=min_agreement, max_clipped=max_clipped, shares=shares, sentence_disjoint=sentence_disjoint, balance=balance,
-                       cap=cap)
+    ds = dataset.merge(
+        folders,
+        out,
+        min_agreement=min_agreement,
+        max_clipped=max_clipped,
+        shares=shares,
+        sentence_disjoint=sentence_disjoint,
+        balance=balance,
+        cap=cap,
+    )
     told(ds)
     for f in folders:
         if gone := {c.corpus for c in dataset.Dataset(f).clips} - {c.corpus for c in ds.clips}:
             typer.echo(f'note: nothing of {", ".join(sorted(gone))} is left; quarantine.csv says why')
 
 @app.command()
-def encode(folder: Annotated[Path, typer.Argument(help='A dataset.')],
-           model: Annotated[str, typer.Option(help='Whose codec: nano, csm-1b, or a local checkpoint folder.')] = 'nano',
-           shifts: Annotated[int, typer.Option(min=1, max=4, help='Frame grids per training clip, 20 ms apart.')] = 1,
-           augmented: Annotated[int, typer.Option(min=0, help='Augmented copies per training clip.')] = 0):
+def encode(
+    folder: Annotated[Path, typer.Argument(help='A dataset.')],
+    model: Annotated[
+        str, typer.Option(help='Whose codec: nano, csm-1b, or a local checkpoint folder.')
+    ] = 'nano',
+    shifts: Annotated[
+        int, typer.Option(min=1, max=4, help='Frame grids per training clip, 20 ms apart.')
+    ] = 1,
+    augmented: Annotated[int, typer.Option(min=0, help='Augmented copies per training clip.')] = 0,
+):
     "Sound to codes, once; kept below `codes/` in the dataset."
     from csm_expressive_nb import dataset
     from csm_expressive_nb.codes import codec_hash, encode
     from csm_expressive_nb.model import load_csm
     from csm_expressive_nb.road import AUGMENT
-    ds = dataset.Dataset(folder); codec = load_csm(model)[0].codec_model; codes = encode(ds, codec, None, shifts, AUGMENT, augmented)
-    typer.echo(f'{sum(map(len, codes))} encodings of {len(codes)} clips, {sum(len(c) for v in codes for c in v)} frames of {codes[0][0].shape[1]} codes, in '
-               f'{ds.folder/"codes"/codec_hash(codec)}')
+    ds = dataset.Dataset(folder)
+    codec = load_csm(model)[0].codec_model
+    codes = encode(ds, codec, None, shifts, AUGMENT, augmented)
+    typer.echo(
+        f'{sum(map(len, codes))} encodings of {len(codes)} clips, {sum(len(c) for v in codes for c in v)} '
+        f'frames of {codes[0][0].shape[1]} codes, in {ds.folder / "codes" / codec_hash(codec)}'
+    )
 
 @app.command()
 def corpora():
     "The corpora this program reads."
     from csm_expressive_nb.corpora import CORPORA
     for k, c in CORPORA.items():
-        typer.echo(f'{k:10} {"downloads" if hasattr(c, "download") else "--source":10} {c.url or "your own recordings":60} {c.licence}')
+        typer.echo(
+            f'{k:10} {"downloads" if hasattr(c, "download") else "--source":10} '
+            f'{c.url or "your own recordings":60} {c.licence}'
+        )
 
 # %% ../nbs/19_cli.ipynb #7bfbbdc8
-def settings(cls, config: str, memory: int|None, given: dict):
+def settings(cls, config: str, memory: int | None, given: dict):
     "Configuration of a training command: a YAML file (or the name of a shipped one), then what was `given`"
     if not config:
-        if memory is not None: raise ValueError('--memory picks a part of a --config file: give one, expressive and emotion are shipped')
+        if memory is not None:
+            raise ValueError(
+                '--memory picks a part of a --config file: give one, expressive and emotion are shipped'
+            )
         return make_config(cls, **given)
-    path = Path(config) if Path(config).suffix else assets('configs')/f'{config}.yaml'
+    path = Path(config) if Path(config).suffix else assets('configs') / f'{config}.yaml'
     if not path.exists():
-        raise FileNotFoundError(f'{path} does not exist: give a YAML file, or one of {", ".join(p.stem for p in sorted(assets("configs").glob("*.yaml")))}')
+        raise FileNotFoundError(
+            f'{path} does not exist: give a YAML file, or one of '
+            f'{", ".join(p.stem for p in sorted(assets("configs").glob("*.yaml")))}'
+        )
     return load_config(path, cls, memory, **given)
 
 def pairs(items: list[str]) -> dict:
     "`name=value` options, values as YAML"
-    if bad := [x for x in items if '=' not in x]: raise ValueError(f'--set {bad[0]}: write name=value')
+    if bad := [x for x in items if '=' not in x]:
+        raise ValueError(f'--set {bad[0]}: write name=value')
     return {k.strip(): yaml.safe_load(v) for k, v in (x.split('=', 1) for x in items)}
 
 # %% ../nbs/19_cli.ipynb #08bca904
-Data = Annotated[str|None, typer.Option(help='A prepared dataset, a folder of recordings, or embedded.')]
-Model = Annotated[str|None, typer.Option(help='nano, csm-1b, csm-1b-shape, a hub id, or a local checkpoint folder.')]
-Config = Annotated[str, typer.Option(help='YAML file with settings, or the name of a shipped one: expressive, emotion.')]
-Memory = Annotated[int|None, typer.Option(help='GB of one GPU: picks that part of the YAML file.')]
-Steps = Annotated[int|None, typer.Option(min=1, help='Optimizer updates.')]
+Data = Annotated[str | None, typer.Option(help='A prepared dataset, a folder of recordings, or embedded.')]
+Model = Annotated[
+    str | None, typer.Option(help='nano, csm-1b, csm-1b-shape, a hub id, or a local checkpoint folder.')
+]
+Config = Annotated[
+    str, typer.Option(help='YAML file with settings, or the name of a shipped one: expressive, emotion.')
+]
+Memory = Annotated[int | None, typer.Option(help='GB of one GPU: picks that part of the YAML file.')]
+Steps = Annotated[int | None, typer.Option(min=1, help='Optimizer updates.')]
 Sets = Annotated[list[str], typer.Option('--set', help='Any other setting, as name=value; again for more.')]
 Gpus = Annotated[int, typer.Option(min=1, help='Processes, one per GPU.')]
-DryRun = Annotated[bool, typer.Option('--dry-run', help='Only say what would be trained, in how much memory and time.')]
-Tflops = Annotated[float|None, typer.Option(help="For --dry-run: sustained TFLOP/s of one GPU; not given: a third of this machine's matrix product.")]
+DryRun = Annotated[
+    bool, typer.Option('--dry-run', help='Only say what would be trained, in how much memory and time.')
+]
+Tflops = Annotated[
+    float | None,
+    typer.Option(
+        help="For --dry-run: sustained TFLOP/s of one GPU; not given: a third of this machine's matrix "
+        "product."
+    ),
+]
 
 def given(**kw) -> dict:
     "Options that were given, as settings"
@@ -167,38 +329,88 @@ def given(**kw) -> dict:
 def launched(gpus: int):
     "With several processes, start over under torchrun"
     if gpus > 1 and 'WORLD_SIZE' not in os.environ:
-        os.execv(sys.executable,
-                 [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={gpus}', '-m', 'csm_expressive_nb.cli', *sys.argv[1:]])
+        os.execv(
+            sys.executable,
+            [
+                sys.executable,
+                '-m',
+                'torch.distributed.run',
+                '--standalone',
+                f'--nproc-per-node={gpus}',
+                '-m',
+                'csm_expressive_nb.cli',
+                *sys.argv[1:],
+            ],
+        )
 
-def planned(cfg, emotions: list[str], tflops: float|None, gpus: int):
+def planned(cfg, emotions: list[str], tflops: float | None, gpus: int):
     "Print what a run would take, without training"
-    from csm_expressive_nb.plan import plan, plan_text; typer.echo(plan_text(plan(cfg, emotions, tflops, gpus), cfg))
+    from csm_expressive_nb.plan import plan, plan_text
+    typer.echo(plan_text(plan(cfg, emotions, tflops, gpus), cfg))
 
 def made(run):
     "Say where the results of a run are"
-    typer.echo(f'listen: {run.path/"index.html"}\nreport: {run.path/"report.json"}\nadapter: {run.path/"adapter"}')
+    typer.echo(
+        f'listen: {run.path / "index.html"}\nreport: {run.path / "report.json"}\nadapter: '
+        f'{run.path / "adapter"}'
+    )
 
 @app.command()
-def finetune(data: Data = None, model: Model = None,
-             out: Annotated[Path|None,
-                            typer.Option(help='Run folder; started again with the same settings it goes on. Not given: _reports/expressive.')] = None,
-             config: Config = '', memory: Memory = None, steps: Steps = None, sets: Sets = [], gpus: Gpus = 1, dry_run: DryRun = False, tflops: Tflops = None):
-    """The general stage: one adapter for all emotions, asked for by a tag in the text. Killed at any point, run it again. `--set sequential=true` learns them
+def finetune(
+    data: Data = None,
+    model: Model = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help='Run folder; started again with the same settings it goes on. Not given: '
+            '_reports/expressive.'
+        ),
+    ] = None,
+    config: Config = '',
+    memory: Memory = None,
+    steps: Steps = None,
+    sets: Sets = [],
+    gpus: Gpus = 1,
+    dry_run: DryRun = False,
+    tflops: Tflops = None,
+):
+    """The general stage: one adapter for all emotions, asked for by a tag in the text. Killed at any
+    point, run it again. `--set sequential=true` learns them
     one after another."""
-    cfg = settings(ExpressiveConfig, config, memory, given(source=data, model=model, out=out, steps=steps) | pairs(sets))
+    cfg = settings(
+        ExpressiveConfig, config, memory, given(source=data, model=model, out=out, steps=steps) | pairs(sets)
+    )
     if dry_run: return planned(cfg, cfg.emotions, tflops, gpus)
-    launched(gpus); from csm_expressive_nb.expressive import finetune as go
+    launched(gpus)
+    from csm_expressive_nb.expressive import finetune as go
     run, report = go(cfg)
     if report: made(run)
 
 @app.command()
-def emotion(names: Annotated[list[str], typer.Argument(help=f'One or more of {", ".join(EMOTIONS)}, one of your own, or all.')], data: Data = None,
-            model: Model = None,
-            base: Annotated[Path|None, typer.Option(help='Run folder of a general stage to start from.')] = None,
-            out: Annotated[Path|None,
-                           typer.Option(help='Run folder; of several emotions, the folder that holds theirs. Not given: _reports/<emotion>.')] = None,
-            config: Config = '', memory: Memory = None, steps: Steps = None, sets: Sets = [], gpus: Gpus = 1, dry_run: DryRun = False, tflops: Tflops = None):
-    """An adapter of its own for each emotion, with report and page. Killed at any point, run it again: what is finished is passed over. One that fails does not
+def emotion(
+    names: Annotated[
+        list[str], typer.Argument(help=f'One or more of {", ".join(EMOTIONS)}, one of your own, or all.')
+    ],
+    data: Data = None,
+    model: Model = None,
+    base: Annotated[Path | None, typer.Option(help='Run folder of a general stage to start from.')] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help='Run folder; of several emotions, the folder that holds theirs. Not given: '
+            '_reports/<emotion>.'
+        ),
+    ] = None,
+    config: Config = '',
+    memory: Memory = None,
+    steps: Steps = None,
+    sets: Sets = [],
+    gpus: Gpus = 1,
+    dry_run: DryRun = False,
+    tflops: Tflops = None,
+):
+    """An adapter of its own for each emotion, with report and page. Killed at any point, run it again:
+    what is finished is passed over. One that fails does not
     stop the others."""
     got = given(source=data, model=model, base=base, steps=steps) | pairs(sets)
     cfg = settings(EmotionConfig, config, memory, got | dict(emotion='sad' if names == ['all'] else names[0]))
@@ -206,12 +418,16 @@ def emotion(names: Annotated[list[str], typer.Argument(help=f'One or more of {",
         from csm_expressive_nb.dataset import dataset_of
         names = in_order(c.emotion for c in dataset_of(cfg.source).clips)
     if dry_run: return planned(cfg, names[:1], tflops, gpus)
-    launched(gpus); from csm_expressive_nb import road
+    launched(gpus)
+    from csm_expressive_nb import road
     if len(names) == 1:
-        run, report = road.emotion_run(make_config(EmotionConfig, **cfg.model_dump() | given(emotion=names[0], out=out)))
+        run, report = road.emotion_run(
+            make_config(EmotionConfig, **cfg.model_dump() | given(emotion=names[0], out=out))
+        )
         if report: made(run)
         return
-    where = out or root()/'_reports'; done = road.emotions_run(cfg, names, where)
+    where = out or root() / '_reports'
+    done = road.emotions_run(cfg, names, where)
     typer.echo('\n'.join(f'{e:12} {s}' for e, s in done.items()) + f'\nfolders: {where}')
     if any(s.startswith('failed') for s in done.values()): raise typer.Exit(1)
 
@@ -219,88 +435,184 @@ def emotion(names: Annotated[list[str], typer.Argument(help=f'One or more of {",
 @app.command()
 def metrics():
     "Every metric: what it is, its unit, licence, and whether it can be used here."
-    from csm_expressive_nb import hub, judge; from csm_expressive_nb.metrics import registry
+    from csm_expressive_nb import hub, judge
+    from csm_expressive_nb.metrics import registry
     for r in registry():
-        typer.echo(f"{r['metric']:14} {r['status']}\n{'':14} {r['what']}. {r['unit']}; better: {r['better']}; {r['range']}; {r['licence']}\n{'':14} checked: "
-                   f"{r['validated']}")
+        typer.echo(
+            f"{r['metric']:14} {r['status']}\n{'':14} {r['what']}. {r['unit']}; better: {r['better']}; "
+            f"{r['range']}; {r['licence']}\n{'':14} checked: {r['validated']}"
+        )
 
 @app.command()
-def evaluate(folder: Annotated[Path, typer.Argument(help='A finished run folder, a prepared dataset, or a folder of recordings.')],
-             against: Annotated[Path|None, typer.Option(help='Another run folder: the same sentences, voices and seeds, paired.')] = None,
-             metrics: Annotated[str,
-                                typer.Option(help='Names, separated by commas; `default` stands for all that are on by default. `csm_expressive metrics` lists '
-                                                  'them.')] = 'default',
-             sentences: Annotated[int, typer.Option(min=4, max=88, help='Sentences, the same for every emotion.')] = 40,
-             seeds: Annotated[int, typer.Option(min=1, help='How often each is said, with another voice and seed. For a publication: --sentences 50 '
-                                                            '--seeds 3 --all.')] = 2,
-             contexts: Annotated[int, typer.Option(min=0, help='Sentences said again after a context turn.')] = 8,
-             recordings: Annotated[int, typer.Option(min=0, help='Recordings per emotion, as the ceiling.')] = 12,
-             all_clips: Annotated[bool, typer.Option('--all', help='Slow metrics listen to every clip, too.')] = False,
-             download: Annotated[bool, typer.Option('--download', help='Metrics may fetch their weights from the hub.')] = False,
-             jobs: Annotated[int, typer.Option(min=0, help='Processes; 0: one per core.')] = 0,
-             out: Annotated[Path|None, typer.Option(help='Where the results of a folder of recordings go; those of a run stand in the run folder.')] = None):
-    "Speak and measure: base, adapter and recordings on the same metrics, with intervals and the judges' own error. Interrupted, run it again."
+def evaluate(
+    folder: Annotated[
+        Path, typer.Argument(help='A finished run folder, a prepared dataset, or a folder of recordings.')
+    ],
+    against: Annotated[
+        Path | None, typer.Option(help='Another run folder: the same sentences, voices and seeds, paired.')
+    ] = None,
+    metrics: Annotated[
+        str,
+        typer.Option(
+            help='Names, separated by commas; `default` stands for all that are on by default. '
+            '`csm_expressive metrics` lists them.'
+        ),
+    ] = 'default',
+    sentences: Annotated[
+        int, typer.Option(min=4, max=88, help='Sentences, the same for every emotion.')
+    ] = 40,
+    seeds: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help='How often each is said, with another voice and seed. For a publication: --sentences 50 '
+            '--seeds 3 --all.',
+        ),
+    ] = 2,
+    contexts: Annotated[int, typer.Option(min=0, help='Sentences said again after a context turn.')] = 8,
+    recordings: Annotated[int, typer.Option(min=0, help='Recordings per emotion, as the ceiling.')] = 12,
+    all_clips: Annotated[bool, typer.Option('--all', help='Slow metrics listen to every clip, too.')] = False,
+    download: Annotated[
+        bool, typer.Option('--download', help='Metrics may fetch their weights from the hub.')
+    ] = False,
+    jobs: Annotated[int, typer.Option(min=0, help='Processes; 0: one per core.')] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help='Where the results of a folder of recordings go; those of a run stand in the run folder.'
+        ),
+    ] = None,
+):
+    """Speak and measure: base, adapter and recordings on the same metrics, with intervals and the judges'
+    own error. Interrupted, run it again."""
     from csm_expressive_nb import protocol as q
-    p = q.Protocol(sentences=sentences, seeds=seeds, contexts=contexts, recordings=recordings, metrics=[m.strip() for m in metrics.split(',') if m.strip()],
-                   few=not all_clips, download=download)
-    if (folder/'config.yaml').exists():
-        if out: raise ValueError('--out is for folders of recordings: a run keeps its evaluation in its own folder')
-        r = q.evaluate(folder, against, p, jobs); c = q.read_json(folder/'evaluation_cost.json'); typer.echo(q.as_text(r))
-        typer.echo('\nseconds per second of audio: '
-                   + ', '.join(f'{k} {v}' for k, v in c['cost_per_audio_second'].items() if v) + f"; all in all {c['seconds']['all']} s, "
-                   f"{c['peak_memory_gib']} GiB")
-        typer.echo(f'page: {folder/"evaluation/index.html"}\nnumbers: {folder/"evaluation.json"}\ncost: {folder/"evaluation_cost.json"}'); return
-    if against: raise ValueError(f'{folder} is no run folder (it has no config.yaml): --against compares two runs')
-    r = q.evaluate_folder(folder, out, p, jobs); typer.echo(q.as_text(r)); typer.echo(f'numbers: {r["out"]}/evaluation.json')
+    p = q.Protocol(
+        sentences=sentences,
+        seeds=seeds,
+        contexts=contexts,
+        recordings=recordings,
+        metrics=[m.strip() for m in metrics.split(',') if m.strip()],
+        few=not all_clips,
+        download=download,
+    )
+    if (folder / 'config.yaml').exists():
+        if out:
+            raise ValueError(
+                '--out is for folders of recordings: a run keeps its evaluation in its own folder'
+            )
+        r = q.evaluate(folder, against, p, jobs)
+        c = q.read_json(folder / 'evaluation_cost.json')
+        typer.echo(q.as_text(r))
+        typer.echo(
+            '\nseconds per second of audio: '
+            + ', '.join(f'{k} {v}' for k, v in c['cost_per_audio_second'].items() if v)
+            + f"; all in all {c['seconds']['all']} s, "
+            f"{c['peak_memory_gib']} GiB"
+        )
+        typer.echo(
+            f'page: {folder / "evaluation/index.html"}\nnumbers: {folder / "evaluation.json"}\ncost: '
+            f'{folder / "evaluation_cost.json"}'
+        )
+        return
+    if against:
+        raise ValueError(f'{folder} is no run folder (it has no config.yaml): --against compares two runs')
+    r = q.evaluate_folder(folder, out, p, jobs)
+    typer.echo(q.as_text(r))
+    typer.echo(f'numbers: {r["out"]}/evaluation.json')
 
 @app.command()
-def listening(run: Annotated[Path, typer.Argument(help='A run folder that was evaluated.')],
-              out: Annotated[Path, typer.Option(help='Folder for the page; the key goes beside it, as <out>.key.json.')],
-              n: Annotated[int, typer.Option('--pairs', min=2, help='Pairs per kind of question.')] = 12, seed: int = 0):
+def listening(
+    run: Annotated[Path, typer.Argument(help='A run folder that was evaluated.')],
+    out: Annotated[
+        Path, typer.Option(help='Folder for the page; the key goes beside it, as <out>.key.json.')
+    ],
+    n: Annotated[int, typer.Option('--pairs', min=2, help='Pairs per kind of question.')] = 12,
+    seed: int = 0,
+):
     "A blind listening test of an evaluated run, as one page that needs no server."
     from csm_expressive_nb import listening as l
-    s = l.stimuli(run/'evaluation')
-    plan, key = l.make_test([x for x in s if x['system'] in ('base', 'adapter')], n=n, anchors=[x for x in s if x['system'] == 'recordings'], seed=seed)
+    s = l.stimuli(run / 'evaluation')
+    plan, key = l.make_test(
+        [x for x in s if x['system'] in ('base', 'adapter')],
+        n=n,
+        anchors=[x for x in s if x['system'] == 'recordings'],
+        seed=seed,
+    )
     where = out.with_name(out.name + '.key.json')
-    l.render_test(plan, key, out, where); page = l.listening_page(plan, out, out/'index.html')
-    typer.echo(f'for raters: {page} ({page.stat().st_size/1e6:.1f} MB)\nkey, keep it: {where}\nthen: csm_expressive answers ANSWERS.csv ... --test {out}')
+    l.render_test(plan, key, out, where)
+    page = l.listening_page(plan, out, out / 'index.html')
+    typer.echo(
+        f'for raters: {page} ({page.stat().st_size / 1e6:.1f} MB)\nkey, keep it: {where}\nthen: '
+        f'csm_expressive answers ANSWERS.csv ... --test {out}'
+    )
 
 @app.command()
-def answers(files: Annotated[list[Path], typer.Argument(help='CSV files that raters sent back.')],
-            test: Annotated[Path, typer.Option(help='Folder of the test; its key lies beside it.')],
-            out: Annotated[Path|None, typer.Option(help='Folder for results; not given: <test>_results.')] = None):
-    "What the raters said: CMOS, emotions identified, intensity, with intervals; rows that do not count go to rejects.csv."
-    from csm_expressive_nb import listening as l; from csm_expressive_nb.core import read_json, write_json
-    plan, key = read_json(test/'plan.json'), read_json(test.with_name(test.name + '.key.json')); good, bad = l.read_answers(*files, plan=plan, key=key)
-    out = out or test.with_name(test.name + '_results'); out.mkdir(parents=True, exist_ok=True); bad.to_csv(out/'rejects.csv', index=False)
-    r = l.analyse(good, key); write_json(out/'listening.json', r); l.listening_figure(r).savefig(out/'listening.png', dpi=130, metadata={'Software': None})
-    typer.echo(f'{len(good)} answers count, {len(bad)} do not; {r["rule"]}\nresults: {out/"listening.json"}, {out/"listening.png"}')
+def answers(
+    files: Annotated[list[Path], typer.Argument(help='CSV files that raters sent back.')],
+    test: Annotated[Path, typer.Option(help='Folder of the test; its key lies beside it.')],
+    out: Annotated[Path | None, typer.Option(help='Folder for results; not given: <test>_results.')] = None,
+):
+    """What the raters said: CMOS, emotions identified, intensity, with intervals; rows that do not count
+    go to rejects.csv."""
+    from csm_expressive_nb import listening as l
+    from csm_expressive_nb.core import read_json, write_json
+    plan, key = read_json(test / 'plan.json'), read_json(test.with_name(test.name + '.key.json'))
+    good, bad = l.read_answers(*files, plan=plan, key=key)
+    out = out or test.with_name(test.name + '_results')
+    out.mkdir(parents=True, exist_ok=True)
+    bad.to_csv(out / 'rejects.csv', index=False)
+    r = l.analyse(good, key)
+    write_json(out / 'listening.json', r)
+    l.listening_figure(r).savefig(out / 'listening.png', dpi=130, metadata={'Software': None})
+    typer.echo(
+        f'{len(good)} answers count, {len(bad)} do not; {r["rule"]}\nresults: {out / "listening.json"}, '
+        f'{out / "listening.png"}'
+    )
 
 # %% ../nbs/19_cli.ipynb #3eae3a66
 @app.command()
-def dashboard(runs: Annotated[list[Path], typer.Argument(help='Run folders, of one emotion or of a general stage.')],
-              out: Annotated[Path, typer.Option(help='The HTML file.')] = Path('dashboard.html'),
-              sound: Annotated[Literal['flac', 'mp3'], typer.Option(help='flac is lossless, mp3 a sixth of the size.')] = 'flac',
-              title: Annotated[str, typer.Option(help='Heading of the page.')] = 'Runs compared'):
-    """Runs on one page: a table that sorts, every clip beside its base, emotion against intensity, curves, settings, provenance. One file that opens from the
+def dashboard(
+    runs: Annotated[list[Path], typer.Argument(help='Run folders, of one emotion or of a general stage.')],
+    out: Annotated[Path, typer.Option(help='The HTML file.')] = Path('dashboard.html'),
+    sound: Annotated[
+        Literal['flac', 'mp3'], typer.Option(help='flac is lossless, mp3 a sixth of the size.')
+    ] = 'flac',
+    title: Annotated[str, typer.Option(help='Heading of the page.')] = 'Runs compared',
+):
+    """Runs on one page: a table that sorts, every clip beside its base, emotion against intensity, curves,
+    settings, provenance. One file that opens from the
     disk."""
     from csm_expressive_nb.dashboard import dashboard as go
-    d = go(runs, out, sound, title); typer.echo(f'page: {d["path"]} ({d["megabytes"]} MB, {d["runs"]} runs, {d["clips"]} clips)')
-    [typer.echo(f'not there: {name}: {what}') for name, what in d['lacks']]
-    if sound == 'flac' and d['megabytes'] > 100: typer.echo('note: --sound mp3 makes it a fifth of that')
+    d = go(runs, out, sound, title)
+    typer.echo(f'page: {d["path"]} ({d["megabytes"]} MB, {d["runs"]} runs, {d["clips"]} clips)')
+    for name, what in d['lacks']:
+        typer.echo(f'not there: {name}: {what}')
+    if sound == 'flac' and d['megabytes'] > 100:
+        typer.echo('note: --sound mp3 makes it a fifth of that')
 
 @app.command()
-def intensity(run: Annotated[Path, typer.Argument(help='A finished run folder.')],
-              scales: Annotated[str, typer.Option(help='Strengths of the adapter, separated by commas; 1 is as trained.')] = '0,.25,.5,.75,1,1.25,1.5',
-              sentences: Annotated[int, typer.Option(min=2, max=48, help='Sentences spoken at each.')] = 24):
+def intensity(
+    run: Annotated[Path, typer.Argument(help='A finished run folder.')],
+    scales: Annotated[
+        str, typer.Option(help='Strengths of the adapter, separated by commas; 1 is as trained.')
+    ] = '0,.25,.5,.75,1,1.25,1.5',
+    sentences: Annotated[int, typer.Option(min=2, max=48, help='Sentences spoken at each.')] = 24,
+):
     "Speak and measure an adapter at several strengths. Interrupted, run it again."
-    from csm_expressive_nb.dials import intensity as go; from csm_expressive_nb.stats import shown
-    try: at = [float(x) for x in scales.split(',') if x.strip()]
-    except ValueError: raise ValueError(f'--scales {scales}: write numbers with commas between, such as 0,.5,1')
+    from csm_expressive_nb.dials import intensity as go
+    from csm_expressive_nb.stats import shown
+    try:
+        at = [float(x) for x in scales.split(',') if x.strip()]
+    except ValueError:
+        raise ValueError(f'--scales {scales}: write numbers with commas between, such as 0,.5,1')
     for e, d in go(run, at, sentences)['emotions'].items():
-        typer.echo(f'\n{e}: the dial rises with rank correlation {shown(d["rises"])}\n{"":34}' + ''.join(f'{s:>22g}' for s in d['scales']))
-        [typer.echo(f'{v["label"]:34}' + ''.join(f'{shown(a):>22}' for a in v['at'])) for v in d['values'].values()]
-    typer.echo(f'\nnumbers: {run/"intensity.json"}\nfigure: {run/"figures/intensity.png"}')
+        typer.echo(
+            f'\n{e}: the dial rises with rank correlation {shown(d["rises"])}\n{"":34}'
+            + ''.join(f'{s:>22g}' for s in d['scales'])
+        )
+        for v in d['values'].values():
+            typer.echo(f'{v["label"]:34}' + ''.join(f'{shown(a):>22}' for a in v['at']))
+    typer.echo(f'\nnumbers: {run / "intensity.json"}\nfigure: {run / "figures/intensity.png"}')
 
 # %% ../nbs/19_cli.ipynb #e401aedc
 def explain_failure(error: Exception) -> str:
@@ -309,11 +621,18 @@ def explain_failure(error: Exception) -> str:
     if getattr(error, 'errno', None) == errno.ENOSPC or 'No space left' in text:
         return f'{text}: make room, then run the same command again, it goes on'
     if isinstance(error, ImportError) and 'socks' in text:
-        return (f'{text} (ALL_PROXY or HTTPS_PROXY names a SOCKS proxy: pip install "httpx[socks]", or name a folder '
-                f'with --source)')
+        return (
+            f'{text} (ALL_PROXY or HTTPS_PROXY names a SOCKS proxy: pip install "httpx[socks]", or name a '
+            'folder with --source)'
+        )
     if kind.startswith('httpx.'):
-        return f'{text} (look at the variables ALL_PROXY, HTTPS_PROXY and no_proxy, or name a folder with --source)'
-    known = isinstance(error, (MissingExtra, ValueError, OSError, FloatingPointError, csv.Error)) or kind.startswith('safetensors')
+        return (
+            f'{text} (look at the variables ALL_PROXY, HTTPS_PROXY and no_proxy, or name a folder with '
+            '--source)'
+        )
+    known = isinstance(
+        error, (MissingExtra, ValueError, OSError, FloatingPointError, csv.Error)
+    ) or kind.startswith('safetensors')
     return text or kind if known else ''
 
 def close_processes():
@@ -324,12 +643,15 @@ def close_processes():
             group.destroy_process_group()
 
 def main():
-    "Entry point of `csm_expressive`: errors as one line on stderr; what libraries advise their programmers is not shown"
-    os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error'); warnings.simplefilter('ignore', FutureWarning)
+    """Entry point of `csm_expressive`: errors as one line on stderr; what libraries advise their
+    programmers is not shown"""
+    os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
+    warnings.simplefilter('ignore', FutureWarning)
     for stream in (sys.stdout, sys.stderr):
         # a terminal may lack a character of a label or a path
         if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace')
-    try: app()
+    try:
+        app()
     except Exception as e:
         if not (line := explain_failure(e)): raise
         typer.echo(f'error: {line}', err=True)

@@ -42,33 +42,58 @@ def synthesise(mc, lf, ap) -> np.ndarray:
     f0 = np.where(lf > 0, np.exp(lf), 0).astype(np.float64)
     sp = pyworld.decode_spectral_envelope(np.ascontiguousarray(mc, np.float64), SR, FFT)
     a = pyworld.decode_aperiodicity(np.ascontiguousarray(np.minimum(ap, 0), np.float64), SR, FFT)
-    return pyworld.synthesize(f0, sp, a, SR, 10.).astype(np.float32)
+    return pyworld.synthesize(f0, sp, a, SR, 10.0).astype(np.float32)
 
 # %% ../nbs/04_codes.ipynb #48570aab
 # cepstra @ BASIS = log power of 24 mel bands
-BASIS = np.concatenate([np.ones((1, NMC)), 2**.5*np.cos(np.pi*np.arange(1, NMC)[:, None]*(np.arange(NMC)+.5)/NMC)]).astype(np.float32)
-FLOOR = -18.23                                                                        # log band power of white noise at -78 dB re full scale
+BASIS = np.concatenate(
+    [
+        np.ones((1, NMC)),
+        2**0.5
+        * np.cos(np.pi * np.arange(1, NMC)[:, None] * (np.arange(NMC) + 0.5) / NMC),
+    ]
+).astype(np.float32)
+FLOOR = -18.23  # log band power of white noise at -78 dB re full scale
 
 def lift_floor(mc):
     "Mel cepstra [frames,NMC] with every band raised to the floor of the analysis"
     return (np.logaddexp(mc @ BASIS, FLOOR) @ BASIS.T / NMC).astype(np.float32)
 
 def frames(mc, lf, ap) -> tuple:  # (envelope [T,8,24], pitch [T,16], aperiodicity [T,24])
-    "10 ms features as frames of 80 ms; F0 is interpolated through unvoiced rows and the voicing kept beside it"
-    T = -(-len(mc)//SUB); pad = T*SUB - len(mc)
-    if pad: mc, lf, ap = (np.concatenate([a, np.repeat(a[-1:], pad, 0)]) for a in (mc, lf, ap))
+    """10 ms features as frames of 80 ms; F0 is interpolated through unvoiced rows and the voicing kept
+    beside it"""
+    T = -(-len(mc) // SUB)
+    pad = T * SUB - len(mc)
+    if pad:
+        mc, lf, ap = (
+            np.concatenate([a, np.repeat(a[-1:], pad, 0)]) for a in (mc, lf, ap)
+        )
     v, i = lf > 0, np.arange(len(lf))
-    c = np.interp(i, i[v], lf[v]) if v.any() else np.full(len(lf), np.log(120.))
-    pitch = np.concatenate([c.reshape(T, SUB)*4, v.reshape(T, SUB)*.7], 1).astype(np.float32)
-    return lift_floor(mc).reshape(T, SUB, NMC), pitch, (ap.reshape(T, SUB*3)*.05).astype(np.float32)
+    c = np.interp(i, i[v], lf[v]) if v.any() else np.full(len(lf), np.log(120.0))
+    pitch = np.concatenate([c.reshape(T, SUB) * 4, v.reshape(T, SUB) * 0.7], 1).astype(np.float32)
+    return lift_floor(mc).reshape(T, SUB, NMC), pitch, (ap.reshape(T, SUB * 3) * 0.05).astype(np.float32)
 
 # %% ../nbs/04_codes.ipynb #d49ad2bc
 class NanoCodecConfig(PreTrainedConfig):
     "Settings of the embedded codec"
     model_type = 'nano_codec'
-    def __init__(self, sampling_rate=SR, num_codebooks=6, codebook_size=512, frame_size=HOP*SUB, level_weight=(.3, .5), **kw):
-        self.sampling_rate, self.num_codebooks, self.codebook_size = sampling_rate, num_codebooks, codebook_size
-        self.frame_size, self.level_weight = frame_size, list(level_weight); super().__init__(**kw)
+
+    def __init__(
+        self,
+        sampling_rate=SR,
+        num_codebooks=6,
+        codebook_size=512,
+        frame_size=HOP * SUB,
+        level_weight=(0.3, 0.5),
+        **kw,
+    ):
+        self.sampling_rate, self.num_codebooks, self.codebook_size = (
+            sampling_rate,
+            num_codebooks,
+            codebook_size,
+        )
+        self.frame_size, self.level_weight = frame_size, list(level_weight)
+        super().__init__(**kw)
 
 @dataclass
 class NanoCodecOutput(ModelOutput):
@@ -76,26 +101,46 @@ class NanoCodecOutput(ModelOutput):
     audio_codes: torch.LongTensor | None = None      # [B,K,T]
     audio_values: torch.FloatTensor | None = None    # [B,1,N]
 
-TABLES = dict(select=SUB*NMC, envelope=SUB*NMC, pitch=SUB*2, level=SUB*2, residual0=SUB*NMC, residual1=SUB*NMC, aperiodicity=SUB*3)
-MEANS = dict(envelope_mean=NMC, pitch_mean=SUB*2, aperiodicity_mean=SUB*3)
+TABLES = dict(
+    select=SUB * NMC,
+    envelope=SUB * NMC,
+    pitch=SUB * 2,
+    level=SUB * 2,
+    residual0=SUB * NMC,
+    residual1=SUB * NMC,
+    aperiodicity=SUB * 3,
+)
+MEANS = dict(envelope_mean=NMC, pitch_mean=SUB * 2, aperiodicity_mean=SUB * 3)
 
 class NanoCodecModel(PreTrainedModel):
     "WORLD features, quantised: Mimi's interface at 12.5 frames/s, 6 codebooks x 512"
     config_class, base_model_prefix, main_input_name = NanoCodecConfig, 'codec', 'input_values'
+
     def __init__(self, config):
-        super().__init__(config); k = config.codebook_size
-        for n, d in TABLES.items(): setattr(self, n, nn.Parameter(torch.zeros(k, d), requires_grad=False))
-        for n, d in MEANS.items(): setattr(self, n, nn.Parameter(torch.zeros(d), requires_grad=False))
+        super().__init__(config)
+        k = config.codebook_size
+        for n, d in TABLES.items():
+            setattr(self, n, nn.Parameter(torch.zeros(k, d), requires_grad=False))
+        for n, d in MEANS.items():
+            setattr(self, n, nn.Parameter(torch.zeros(d), requires_grad=False))
         self.post_init()
+
     def _init_weights(self, module): pass
+
     def get_audio_codes_mask(self, padding_mask, padding_side='right'):
-        n = -(-padding_mask.sum(-1)//self.config.frame_size)
+        n = -(-padding_mask.sum(-1) // self.config.frame_size)
         m = torch.arange(int(n.max()), device=n.device)[None] < n[:, None]
         return m if padding_side == 'right' else m.flip(1)
 
 def nearest(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     "Index of the closest row of `table` [k,d] for each row of `x` [n,d]"
-    return torch.cat([(table.pow(2).sum(1) - 2*b@table.T).argmin(1) for b in x.split(8192)]) if len(x) else x.new_zeros(0, dtype=torch.long)
+    return (
+        torch.cat(
+            [(table.pow(2).sum(1) - 2 * b @ table.T).argmin(1) for b in x.split(8192)]
+        )
+        if len(x)
+        else x.new_zeros(0, dtype=torch.long)
+    )
 
 # %% ../nbs/04_codes.ipynb #514a796b
 from fastcore.basics import patch
@@ -103,30 +148,49 @@ from fastcore.basics import patch
 @patch
 def phonetic(self: NanoCodecModel, env: torch.Tensor) -> torch.Tensor:  # [T,8,24] mean-free -> [T,192]
     "The frame with its mean loudness and tilt weighted down: where codebook 0 is chosen"
-    w = torch.tensor(self.config.level_weight, dtype=env.dtype, device=env.device); e = env.clone()
-    e[:, :, :2] += (w - 1)*env[:, :, :2].mean(1, keepdim=True)
+    w = torch.tensor(self.config.level_weight, dtype=env.dtype, device=env.device)
+    e = env.clone()
+    e[:, :, :2] += (w - 1) * env[:, :, :2].mean(1, keepdim=True)
     return e.reshape(len(e), -1)
 
 @patch
 def quantise(self: NanoCodecModel, env, pitch, aper) -> torch.Tensor:  # frames -> codes [T,6]
     "Codes of frames"
-    env, pitch, aper = (torch.as_tensor(a).to(self.pitch) for a in (env, pitch, aper)); env = env - self.envelope_mean
+    env, pitch, aper = (torch.as_tensor(a).to(self.pitch) for a in (env, pitch, aper))
+    env = env - self.envelope_mean
     c0 = nearest(self.phonetic(env), self.select)
     r = (env.reshape(len(env), -1) - self.envelope[c0]).reshape(-1, SUB, NMC)
     lev = nearest(r[:, :, :2].reshape(len(r), -1), self.level)
-    r[:, :, :2] -= self.level[lev].reshape(-1, SUB, 2); r = r.reshape(len(r), -1)
-    e0 = nearest(r, self.residual0); e1 = nearest(r - self.residual0[e0], self.residual1)
-    return torch.stack([c0, nearest(pitch - self.pitch_mean, self.pitch), lev, e0, e1, nearest(aper - self.aperiodicity_mean, self.aperiodicity)], 1)
+    r[:, :, :2] -= self.level[lev].reshape(-1, SUB, 2)
+    r = r.reshape(len(r), -1)
+    e0 = nearest(r, self.residual0)
+    e1 = nearest(r - self.residual0[e0], self.residual1)
+    return torch.stack(
+        [
+            c0,
+            nearest(pitch - self.pitch_mean, self.pitch),
+            lev,
+            e0,
+            e1,
+            nearest(aper - self.aperiodicity_mean, self.aperiodicity),
+        ],
+        1,
+    )
 
 @patch
 def dequantise(self: NanoCodecModel, codes: torch.Tensor) -> tuple:  # [T,6] -> WORLD features
     "Features (10 ms) of codes"
-    c = codes.clamp(max=self.config.codebook_size - 1).cpu(); f = lambda n: getattr(self, n).detach().float().cpu()
-    env = (f('envelope')[c[:, 0]] + f('residual0')[c[:, 3]] + f('residual1')[c[:, 4]]).reshape(len(c), SUB, NMC)
-    env[:, :, :2] += f('level')[c[:, 2]].reshape(-1, SUB, 2); env = env + f('envelope_mean')
-    p = (f('pitch')[c[:, 1]] + f('pitch_mean')).numpy(); ap = f('aperiodicity')[c[:, 5]] + f('aperiodicity_mean')
-    lf = np.where(p[:, SUB:] > .35, p[:, :SUB]/4, 0).reshape(-1)
-    return env.reshape(-1, NMC).numpy(), lf, (ap.reshape(-1, 3)/.05).numpy()
+    c = codes.clamp(max=self.config.codebook_size - 1).cpu()
+    f = lambda n: getattr(self, n).detach().float().cpu()
+    env = (
+        f('envelope')[c[:, 0]] + f('residual0')[c[:, 3]] + f('residual1')[c[:, 4]]
+    ).reshape(len(c), SUB, NMC)
+    env[:, :, :2] += f('level')[c[:, 2]].reshape(-1, SUB, 2)
+    env = env + f('envelope_mean')
+    p = (f('pitch')[c[:, 1]] + f('pitch_mean')).numpy()
+    ap = f('aperiodicity')[c[:, 5]] + f('aperiodicity_mean')
+    lf = np.where(p[:, SUB:] > 0.35, p[:, :SUB] / 4, 0).reshape(-1)
+    return env.reshape(-1, NMC).numpy(), lf, (ap.reshape(-1, 3) / 0.05).numpy()
 
 # %% ../nbs/04_codes.ipynb #7471a958
 @patch
@@ -135,16 +199,16 @@ def encode(self: NanoCodecModel, input_values, padding_mask=None, **kw) -> NanoC
     "`[B,1,N]` audio -> `audio_codes` `[B,K,ceil(N/1920)]`"
     out = []
     for x in input_values[:, 0].float().cpu().numpy():
-        T = -(-len(x)//self.config.frame_size)
-        f = features(np.pad(x, (0, T*self.config.frame_size - len(x))))
-        out.append(self.quantise(*frames(*(a[:T*SUB] for a in f))).T)
+        T = -(-len(x) // self.config.frame_size)
+        f = features(np.pad(x, (0, T * self.config.frame_size - len(x))))
+        out.append(self.quantise(*frames(*(a[: T * SUB] for a in f))).T)
     return NanoCodecOutput(audio_codes=torch.stack(out).to(input_values.device))
 
 @patch
 @torch.no_grad()
 def decode(self: NanoCodecModel, audio_codes, **kw) -> NanoCodecOutput:
     "`[B,K,T]` codes -> `audio_values` `[B,1,1920 T]`"
-    n = audio_codes.shape[-1]*self.config.frame_size
+    n = audio_codes.shape[-1] * self.config.frame_size
     out = [np.pad(x := synthesise(*self.dequantise(c.T)), (0, n - len(x))) for c in audio_codes]
     return NanoCodecOutput(audio_values=torch.from_numpy(np.stack(out))[:, None].to(audio_codes.device))
 
@@ -154,51 +218,90 @@ AutoModel.register(NanoCodecConfig, NanoCodecModel, exist_ok=True)
 # %% ../nbs/04_codes.ipynb #7e27054f
 from safetensors import safe_open
 
-def load_codec(folder: str|Path) -> PreTrainedModel:
+def load_codec(folder: str | Path) -> PreTrainedModel:
     "The codec inside a CSM checkpoint folder, in float32"
-    cfg = AutoConfig.from_pretrained(folder); codec = AutoModel.from_config(cfg.codec_config); sd = {}
+    cfg = AutoConfig.from_pretrained(folder)
+    codec = AutoModel.from_config(cfg.codec_config)
+    sd = {}
     for f in sorted(Path(folder).glob('*.safetensors')):
-        with safe_open(f, 'pt') as t: sd |= {k[12:]: t.get_tensor(k).float() for k in t.keys() if k.startswith('codec_model.')}
-    codec.load_state_dict(sd); return codec.eval()
+        with safe_open(f, 'pt') as t:
+            sd |= {k[12:]: t.get_tensor(k).float() for k in t.keys() if k.startswith('codec_model.')}
+    codec.load_state_dict(sd)
+    return codec.eval()
 
 # %% ../nbs/04_codes.ipynb #3945541a
 def codec_hash(codec) -> str:
     "Short hash of the codec's weights: part of every cache key"
     h = hashlib.sha256()
-    for k, v in sorted(codec.state_dict().items()): h.update(k.encode()); h.update(v.float().cpu().numpy().tobytes())
+    for k, v in sorted(codec.state_dict().items()):
+        h.update(k.encode())
+        h.update(v.float().cpu().numpy().tobytes())
     return h.hexdigest()[:12]
 
 # %% ../nbs/04_codes.ipynb #95880713
 class CodeCache:
     "Codes of one codec: `codes.bin` (int16 [frames, codebooks]) and `index.jsonl`"
-    def __init__(self, folder: str|Path, codec: str, codebooks: int):
-        self.folder, self.k = Path(folder)/codec, codebooks; self.folder.mkdir(parents=True, exist_ok=True)
-        self.bin, self.index, self.lock = self.folder/'codes.bin', self.folder/'index.jsonl', FileLock(self.folder/'.lock')
-        self.head = json.dumps(dict(format=1, codec=codec, codebooks=codebooks)).encode() + b'\n'; self.scan()
+
+    def __init__(self, folder: str | Path, codec: str, codebooks: int):
+        self.folder, self.k = Path(folder) / codec, codebooks
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.bin, self.index, self.lock = (
+            self.folder / 'codes.bin',
+            self.folder / 'index.jsonl',
+            FileLock(self.folder / '.lock'),
+        )
+        self.head = json.dumps(dict(format=1, codec=codec, codebooks=codebooks)).encode() + b'\n'
+        self.scan()
+
     def scan(self):
         "Keep the entries that are whole and in sequence; the first that is not ends them"
-        lines = self.index.read_bytes().splitlines(True) if self.index.exists() else []; self.at, self.end, self.good = {}, 0, len(self.head)
-        if not lines or lines[0] != self.head: self.good = 0; return
-        data = self.bin.read_bytes() if self.bin.exists() else b''; width = 2*self.k
+        lines = self.index.read_bytes().splitlines(True) if self.index.exists() else []
+        self.at, self.end, self.good = {}, 0, len(self.head)
+        if not lines or lines[0] != self.head:
+            self.good = 0
+            return
+        data = self.bin.read_bytes() if self.bin.exists() else b''
+        width = 2 * self.k
         for line in lines[1:]:
-            try: key, start, n, crc = json.loads(line); raw = data[start*width:(start + n)*width]
+            try:
+                key, start, n, crc = json.loads(line)
+                raw = data[start * width : (start + n) * width]
             except (ValueError, TypeError): break
-            if not line.endswith(b'\n') or start != self.end or len(raw) != n*width or zlib.crc32(raw) != crc: break
-            self.at[key] = start, n; self.end += n; self.good += len(line)
+            if (
+                not line.endswith(b'\n')
+                or start != self.end
+                or len(raw) != n * width
+                or zlib.crc32(raw) != crc
+            ):
+                break
+            self.at[key] = start, n
+            self.end += n
+            self.good += len(line)
+
     def repair(self):
         "Under the lock: cut off what `scan` did not keep"
         self.scan()
-        if not self.good: self.index.write_bytes(self.head); self.good = len(self.head)
-        with open(self.bin, 'ab') as f: f.truncate(self.end*2*self.k)
+        if not self.good:
+            self.index.write_bytes(self.head)
+            self.good = len(self.head)
+        with open(self.bin, 'ab') as f: f.truncate(self.end * 2 * self.k)
         os.truncate(self.index, self.good)
+
     def put(self, key: str, codes: np.ndarray):
-        if codes.min(initial=0) < 0 or codes.max(initial=0) > 32767: raise ValueError(f'codes from {codes.min()} to {codes.max()} do not fit int16')
+        if codes.min(initial=0) < 0 or codes.max(initial=0) > 32767:
+            raise ValueError(f'codes from {codes.min()} to {codes.max()} do not fit int16')
         raw = np.ascontiguousarray(codes, '<i2').tobytes()
         with open(self.bin, 'ab') as f: f.write(raw)
-        with open(self.index, 'ab') as f: f.write(json.dumps([key, self.end, len(codes), zlib.crc32(raw)]).encode() + b'\n')
-        self.at[key] = self.end, len(codes); self.end += len(codes)
+        with open(self.index, 'ab') as f:
+            f.write(json.dumps([key, self.end, len(codes), zlib.crc32(raw)]).encode() + b'\n')
+        self.at[key] = self.end, len(codes)
+        self.end += len(codes)
+
     def get(self, key: str) -> torch.LongTensor:  # [T,K]
-        start, n = self.at[key]; return torch.from_numpy(np.memmap(self.bin, '<i2', 'r', start*2*self.k, (n, self.k)).astype(np.int64))
+        start, n = self.at[key]
+        return torch.from_numpy(
+            np.memmap(self.bin, '<i2', 'r', start * 2 * self.k, (n, self.k)).astype(np.int64)
+        )
 
 # %% ../nbs/04_codes.ipynb #b676920e
 @patch(as_prop=True)
@@ -207,47 +310,69 @@ def workers(self: NanoCodecModel) -> int:
     return cores()
 
 def each_clip(codec, function, items) -> list:
-    "`function` of every item, in order; on as many threads as the codec's `workers`, one where it has none (Mimi uses torch's own threads)"
+    """`function` of every item, in order; on as many threads as the codec's `workers`, one where it has
+    none (Mimi uses torch's own threads)"""
     workers = min(getattr(codec, 'workers', 1), len(items))
     if workers < 2:
         return [function(item) for item in items]
     with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(function, items))
 
-
 # %% ../nbs/04_codes.ipynb #45c7b061
-def variants(clip: Clip, shifts: int = 1, augment: Augment|None = None, copies: int = 0) -> list[dict]:
+def variants(clip: Clip, shifts: int = 1, augment: Augment | None = None, copies: int = 0) -> list[dict]:
     "`dict(offset)` in samples, and for augmented copies the arguments of `audio.change`"
     if clip.split != 'train': return [dict(offset=0)]
-    seeds = (int(hashlib.sha256(f'{clip.audio_sha256} {j}'.encode()).hexdigest()[:8], 16) for j in range(copies if augment else 0))
-    return [dict(offset=480*i) for i in range(shifts)] + [dict(offset=0, **draw(augment, s)) for s in seeds]
+    seeds = (
+        int(hashlib.sha256(f'{clip.audio_sha256} {j}'.encode()).hexdigest()[:8], 16)
+        for j in range(copies if augment else 0)
+    )
+    return [dict(offset=480 * i) for i in range(shifts)] + [dict(offset=0, **draw(augment, s)) for s in seeds]
 
-CHANGED_BY = 'librosa.effects'         # what makes augmented copies; another one makes other sounds, which are encoded anew
+# what makes augmented copies; another one makes other sounds, which are encoded anew
+CHANGED_BY = 'librosa.effects'
 
 def code_key(clip: Clip, v: dict) -> str:
-    "What the codes of a clip depend on: its sound, its gain, the variant `v`, and for augmented copies what made them"
-    facts = [clip.audio_sha256, clip.gain_db, v] + [CHANGED_BY]*(v.keys() != {'offset'})
+    """What the codes of a clip depend on: its sound, its gain, the variant `v`, and for augmented copies
+    what made them"""
+    facts = [clip.audio_sha256, clip.gain_db, v] + [CHANGED_BY] * (v.keys() != {'offset'})
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
 
 @torch.no_grad()
-def encode(ds: Dataset, codec, clips: list[Clip]|None = None, shifts: int = 1, augment: Augment|None = None, copies: int = 0) -> list[list[torch.Tensor]]:
-    "For each clip its variants as codes `[T,K]`; encoded once per dataset and codec, below `codes/` in the dataset's folder"
-    wrong = {p.dtype for p in codec.parameters() if p.is_floating_point()} - {torch.float32}; clips = ds.clips if clips is None else clips
-    if wrong: raise ValueError(f'the codec is {wrong}: codes change in reduced precision, load it with `load_codec`')
+def encode(
+    ds: Dataset,
+    codec,
+    clips: list[Clip] | None = None,
+    shifts: int = 1,
+    augment: Augment | None = None,
+    copies: int = 0,
+) -> list[list[torch.Tensor]]:
+    """For each clip its variants as codes `[T,K]`; encoded once per dataset and codec, below `codes/` in
+    the dataset's folder"""
+    wrong = {p.dtype for p in codec.parameters() if p.is_floating_point()} - {torch.float32}
+    clips = ds.clips if clips is None else clips
+    if wrong:
+        raise ValueError(
+            f'the codec is {wrong}: codes change in reduced precision, load it with `load_codec`'
+        )
     k = getattr(codec.config, 'num_quantizers', None) or codec.config.num_codebooks
-    cache = CodeCache(ds.folder/'codes', codec_hash(codec), k)
+    cache = CodeCache(ds.folder / 'codes', codec_hash(codec), k)
     jobs = [[(code_key(c, v), c, v) for v in variants(c, shifts, augment, copies)] for c in clips]
     if any(key not in cache.at for job in jobs for key, *_ in job):
         encode_missing(ds, codec, cache, [j for job in jobs for j in job])
     return [[cache.get(key) for key, *_ in job] for job in jobs]
 
 def encode_missing(ds: Dataset, codec, cache: CodeCache, jobs: list[tuple]):
-    "Encode those of `(key, clip, variant)` that `cache` does not have; every 64 are on the disk before the next begin"
+    """Encode those of `(key, clip, variant)` that `cache` does not have; every 64 are on the disk before
+    the next begin"""
     device = next(codec.parameters()).device
+
     def codes_of(job):
         v, sound = job
-        y = change(np.ascontiguousarray(sound[v['offset']:]), **{a: b for a, b in v.items() if a != 'offset'})
+        y = change(
+            np.ascontiguousarray(sound[v['offset'] :]), **{a: b for a, b in v.items() if a != 'offset'}
+        )
         return codec.encode(torch.from_numpy(y)[None, None].to(device)).audio_codes[0].T.cpu().numpy()
+
     total = sum(clip.duration for _, clip, _ in jobs)
     look = '{l_bar}{bar}| {n:.0f}/{total:.0f} s of sound [{elapsed}<{remaining}, {rate_fmt}]'
     with cache.lock, tqdm(total=total + 1e-3, desc='encode', unit='s', bar_format=look, leave=False) as bar:
@@ -255,8 +380,8 @@ def encode_missing(ds: Dataset, codec, cache: CodeCache, jobs: list[tuple]):
         new = list({job[0]: job for job in jobs if job[0] not in cache.at}.values())
         bar.update(total - sum(clip.duration for _, clip, _ in new))
         for start in range(0, len(new), 64):
-            part = new[start:start + 64]
-            sounds = [(v, ds.audio(clip)) for _, clip, v in part]         # read on one thread, as Parquet files are
+            part = new[start : start + 64]
+            sounds = [(v, ds.audio(clip)) for _, clip, v in part]  # read on one thread, as Parquet files are
             for (key, clip, _), codes in zip(part, each_clip(codec, codes_of, sounds)):
                 cache.put(key, codes)
                 bar.update(clip.duration)

@@ -20,7 +20,9 @@ from .model import logits, pack, states, text_ids, trainable
 from .batches import Item, evaluate, micro_batches
 
 # %% ../nbs/08_continual.ipynb #ff3da8dd
-def neutral_codes(name: str) -> tuple[list[str], list[int], list[torch.Tensor]]:  # (texts, roles, codes [T,6])
+def neutral_codes(
+    name: str,
+) -> tuple[list[str], list[int], list[torch.Tensor]]:  # (texts, roles, codes [T,6])
     "The shipped neutral utterances: 'rehearsal' (800) or 'heldout' (100)"
     with safe_open(assets('neutral.safetensors'), 'pt') as f:
         codes = f.get_tensor(f'{name}.codes').long().split(f.get_tensor(f'{name}.length').tolist())
@@ -28,35 +30,68 @@ def neutral_codes(name: str) -> tuple[list[str], list[int], list[torch.Tensor]]:
 
 def evaluation_sentences() -> list[str]:
     "112 sentences that neither the base nor any adapter was trained on"
-    with safe_open(assets('neutral.safetensors'), 'pt') as f: return json.loads(f.metadata()['evaluation'])
+    with safe_open(assets('neutral.safetensors'), 'pt') as f:
+        return json.loads(f.metadata()['evaluation'])
 
-def neutral_items(processor, name: str = 'rehearsal', roles: set|None = None) -> list[Item]:
+def neutral_items(processor, name: str = 'rehearsal', roles: set | None = None) -> list[Item]:
     "Shipped neutral utterances as batch items, untagged; `roles` limits the voices"
-    return [Item(text_ids(processor, t, r), [c], True, speaker=f'voice {r}', text=t) for t, r, c in zip(*neutral_codes(name)) if not roles or r in roles]
+    return [
+        Item(text_ids(processor, t, r), [c], True, speaker=f'voice {r}', text=t)
+        for t, r, c in zip(*neutral_codes(name))
+        if not roles or r in roles
+    ]
 
 # %% ../nbs/08_continual.ipynb #2a55cf29
 class Reservoir:
-    "At most `size` items of a stream, balanced over `key` (the speaker), each kept with the same chance within its class"
+    """At most `size` items of a stream, balanced over `key` (the speaker), each kept with the same chance
+    within its class"""
+
     def __init__(self, size: int, seed: int = 0, key=lambda i: i.speaker):
         if size < 1: raise ValueError(f'a reservoir of {size} items')
-        self.size, self.key, self.g, self.items, self.seen, self.full = size, key, torch.Generator().manual_seed(seed), [], {}, set()
-    def pick(self, n): return int(torch.randint(n, (1,), generator=self.g))
+        self.size, self.key, self.g, self.items, self.seen, self.full = (
+            size,
+            key,
+            torch.Generator().manual_seed(seed),
+            [],
+            {},
+            set(),
+        )
+
+    def pick(self, n):
+        return int(torch.randint(n, (1,), generator=self.g))
+
     def add(self, item):
-        c = self.key(item); self.seen[c] = self.seen.get(c, 0) + 1
-        if len(self.items) < self.size: self.items.append(item); return
+        c = self.key(item)
+        self.seen[c] = self.seen.get(c, 0) + 1
+        if len(self.items) < self.size:
+            self.items.append(item)
+            return
         kept = {}
-        for j, x in enumerate(self.items): kept.setdefault(self.key(x), []).append(j)
-        most = max(map(len, kept.values())); largest = [j for k, v in kept.items() if len(v) == most for j in v]
+        for j, x in enumerate(self.items):
+            kept.setdefault(self.key(x), []).append(j)
+        most = max(map(len, kept.values()))
+        largest = [j for k, v in kept.items() if len(v) == most for j in v]
         self.full |= {k for k, v in kept.items() if len(v) == most}
-        if c not in self.full: self.items[largest[self.pick(len(largest))]] = item
-        elif self.pick(self.seen[c]) < len(kept.get(c, ())): self.items[kept[c][self.pick(len(kept[c]))]] = item
-    def extend(self, items): [self.add(i) for i in items]; return self
+        if c not in self.full:
+            self.items[largest[self.pick(len(largest))]] = item
+        elif self.pick(self.seen[c]) < len(kept.get(c, ())):
+            self.items[kept[c][self.pick(len(kept[c]))]] = item
+
+    def extend(self, items):
+        for i in items:
+            self.add(i)
+        return self
 
 # %% ../nbs/08_continual.ipynb #8f96dd10
 def rehearsable(pool: list[Item], measured: list[Item], size: int = 0, seed: int = 0) -> list[Item]:
-    "The rehearsal clips of a run: `pool`, through a `Reservoir` of `size` where it is not 0; a clip that also measures is an error"
-    mark = lambda i: (i.text, hashlib.sha256(i.variants[0].numpy().tobytes()).hexdigest()); twice = {mark(i) for i in pool} & {mark(i) for i in measured}
-    if twice: raise ValueError(f'{len(twice)} rehearsal clips are also held out to measure, first {sorted(twice)[0][0]!r}')
+    """The rehearsal clips of a run: `pool`, through a `Reservoir` of `size` where it is not 0; a clip that
+    also measures is an error"""
+    mark = lambda i: (i.text, hashlib.sha256(i.variants[0].numpy().tobytes()).hexdigest())
+    twice = {mark(i) for i in pool} & {mark(i) for i in measured}
+    if twice:
+        raise ValueError(
+            f'{len(twice)} rehearsal clips are also held out to measure, first {sorted(twice)[0][0]!r}'
+        )
     return Reservoir(size, seed).extend(pool).items if size else list(pool)
 
 # %% ../nbs/08_continual.ipynb #2df4d90c
@@ -67,87 +102,177 @@ def grouped(v: torch.Tensor) -> dict[str, float]:
     return {k: round(float(v[s].mean()), 5) for k, s in GROUPS.items() if len(v[s])}
 
 def neutral_nll(model, items: list[Item]) -> dict:
-    "Mean NLL per frame of codebook 0 (`c0`), of the others (`depth`), by `groups`, and the per-item c0 values (`items`)"
-    s, n, each = evaluate(model, items); return dict(c0=float(s[0]/n[0]), depth=float((s[1:]/n[1:]).mean()), groups=grouped(s/n), items=each.tolist())
+    """Mean NLL per frame of codebook 0 (`c0`), of the others (`depth`), by `groups`, and the per-item c0
+    values (`items`)"""
+    s, n, each = evaluate(model, items)
+    return dict(
+        c0=float(s[0] / n[0]),
+        depth=float((s[1:] / n[1:]).mean()),
+        groups=grouped(s / n),
+        items=each.tolist(),
+    )
 
 def kl(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
     "Sum over rows of KL(teacher || student), nats, for logits `[N,V]`"
-    return F.kl_div(student.float().log_softmax(-1), teacher.float().log_softmax(-1), log_target=True, reduction='sum')
+    return F.kl_div(
+        student.float().log_softmax(-1), teacher.float().log_softmax(-1), log_target=True, reduction='sum'
+    )
 
 @torch.no_grad()
 def drift_kl(model, items: list[Item], tokens: int = 2048) -> dict:
-    "Forward KL(base || adapter), nats per frame, by group of codebooks; the base is `model` with its adapter off"
-    was, device = model.training, next(model.parameters()).device; model.eval(); total, frames = 0., 0; talks = [i.whole() for i in items]
+    """Forward KL(base || adapter), nats per frame, by group of codebooks; the base is `model` with its
+    adapter off"""
+    was, device = model.training, next(model.parameters()).device
+    model.eval()
+    total, frames = 0.0, 0
+    talks = [i.whole() for i in items]
     for part in micro_batches(talks, max(tokens, max(len(t[0]) for t in talks)))[0]:
-        b = {k: v.to(device) for k, v in pack(part).items()}; s = states(model, b)
+        b = {k: v.to(device) for k, v in pack(part).items()}
+        s = states(model, b)
         with model.disable_adapter(): t = states(model, b)
-        total = total + torch.stack([kl(x, y) for x, y in zip(logits(model, *t), logits(model, *s))]); frames += len(s[0])
-    model.train(was); return grouped(total/frames)
+        total = total + torch.stack([kl(x, y) for x, y in zip(logits(model, *t), logits(model, *s))])
+        frames += len(s[0])
+    model.train(was)
+    return grouped(total / frames)
 
 # %% ../nbs/08_continual.ipynb #bfb95c00
 @contextmanager
-def as_teacher(model, before: dict|None = None):
-    "Inside, `model` is the base (adapter off), or its adapter has the weights `before`; in eval mode, without gradients"
-    was, now = model.training, {n: p.data for n, p in trainable(model).items()}; model.eval()
+def as_teacher(model, before: dict | None = None):
+    """Inside, `model` is the base (adapter off), or its adapter has the weights `before`; in eval mode,
+    without gradients"""
+    was, now = model.training, {n: p.data for n, p in trainable(model).items()}
+    model.eval()
     try:
-        for n in before or (): trainable(model)[n].data = before[n].to(now[n].device)
+        for n in before or ():
+            trainable(model)[n].data = before[n].to(now[n].device)
         with torch.no_grad(), nullcontext() if before else model.disable_adapter(): yield
     finally:
         for n in before or (): trainable(model)[n].data = now[n]
         model.train(was)
 
 class Distillation:
-    "T² KL(teacher || adapter) per frame, a term of the training objective; on clips that carry `teacher_*` (see `teach`) from those, else live"
+    """T² KL(teacher || adapter) per frame, a term of the training objective; on clips that carry
+    `teacher_*` (see `teach`) from those, else live"""
     name = 'distillation'
-    def __init__(self, weight: float, on: str = 'rehearsal', T: float = 1., c0: float = 1., before: dict|None = None):
+
+    def __init__(
+        self,
+        weight: float,
+        on: str = 'rehearsal',
+        T: float = 1.0,
+        c0: float = 1.0,
+        before: dict | None = None,
+    ):
         self.weight, self.on, self.T, self.c0, self.before = weight, on, T, c0, before
-    def rows(self, b: dict, n: dict) -> tuple:  # (positions of c0, positions of the depth frames, their numbers in the whole update)
-        if self.on == 'rehearsal': return b['old'], b['old_depth'], n['old'], n['old_depth']
-        new = lambda size, old: torch.ones(size, dtype=torch.bool, device=old.device).index_fill(0, old, self.on == 'all').nonzero()[:, 0]
+
+    def rows(
+        self, b: dict, n: dict
+    ) -> tuple:  # (positions of c0, positions of the depth frames, their numbers in the whole update)
+        if self.on == 'rehearsal':
+            return b['old'], b['old_depth'], n['old'], n['old_depth']
+        new = lambda size, old: (
+            torch.ones(size, dtype=torch.bool, device=old.device)
+            .index_fill(0, old, self.on == 'all')
+            .nonzero()[:, 0]
+        )
         minus = 0 if self.on == 'all' else 1
-        return new(len(b['labels']), b['old']), new(len(b['depth']), b['old_depth']), n['c0'] - minus*n['old'], n['depth'] - minus*n['old_depth']
+        return (
+            new(len(b['labels']), b['old']),
+            new(len(b['depth']), b['old_depth']),
+            n['c0'] - minus * n['old'],
+            n['depth'] - minus * n['old_depth'],
+        )
+
     def __call__(self, model, b: dict, s: tuple, n: dict) -> torch.Tensor:
         r, rd, m, md = self.rows(b, n)
-        if not len(r): return s[0].sum()*0
-        soft = lambda x: [z/self.T for z in logits(model, x[0][r], x[1][rd])]; student = soft(s)
+        if not len(r): return s[0].sum() * 0
+        soft = lambda x: [z / self.T for z in logits(model, x[0][r], x[1][rd])]
+        student = soft(s)
         if 'teacher_ids' in b and self.on == 'rehearsal': parts = self.kept(b, student, rd)
         else:
             with as_teacher(model, self.before): teacher = soft(states(model, b))
             parts = [kl(t, z) for t, z in zip(teacher, student)]
-        return self.T**2*(self.c0*parts[0]/m + sum(parts[1:])/max(1, md*(len(parts) - 1)))
+        return self.T**2 * (
+            self.c0 * parts[0] / m + sum(parts[1:]) / max(1, md * (len(parts) - 1))
+        )
 
     def kept(self, b: dict, student: list, rd) -> list:
         "KL from kept predictions: -sum p log q - entropy, with the codes that were drawn"
-        at = torch.searchsorted(b['old'], b['depth'][rd]); ids, p, H = b['teacher_ids'].long(), b['teacher_p'].float(), b['teacher_entropy']
-        one = lambda z, i, k: (-(p[i, k]*z.float().log_softmax(-1).gather(1, ids[i, k])).sum(-1) - H[i, k]).sum()
-        return [one(student[0], slice(None), 0), *[one(z, at, k + 1) for k, z in enumerate(student[1:])]]
+        at = torch.searchsorted(b['old'], b['depth'][rd])
+        ids, p, H = b['teacher_ids'].long(), b['teacher_p'].float(), b['teacher_entropy']
+        one = lambda z, i, k: (
+            -(p[i, k] * z.float().log_softmax(-1).gather(1, ids[i, k])).sum(-1)
+            - H[i, k]
+        ).sum()
+        return [
+            one(student[0], slice(None), 0),
+            *[one(z, at, k + 1) for k, z in enumerate(student[1:])],
+        ]
 
-def terms(cfg, before: dict|None = None) -> list:
+def terms(cfg, before: dict | None = None) -> list:
     "The further objectives that `cfg` asks for"
-    return [Distillation(cfg.distillation, cfg.distillation_on, cfg.distillation_temperature, cfg.distillation_c0, before)] if cfg.distillation else []
+    return (
+        [
+            Distillation(
+                cfg.distillation,
+                cfg.distillation_on,
+                cfg.distillation_temperature,
+                cfg.distillation_c0,
+                before,
+            )
+        ]
+        if cfg.distillation
+        else []
+    )
 
 # %% ../nbs/08_continual.ipynb #7c481af1
 @torch.no_grad()
-def teach(model, items: list[Item], n: int, T: float = 1., seed: int = 0, before: dict|None = None) -> list[Item]:
-    "`items` with the teacher's answer to every frame: `n` drawn codes per codebook (`n` >= vocabulary: all, with their probabilities)"
+def teach(
+    model, items: list[Item], n: int, T: float = 1.0, seed: int = 0, before: dict | None = None
+) -> list[Item]:
+    """`items` with the teacher's answer to every frame: `n` drawn codes per codebook (`n` >= vocabulary:
+    all, with their probabilities)"""
     if any(len(i.variants) > 1 for i in items):
-        raise ValueError('kept predictions fit one encoding: rehearsal clips with several `variants` need distillation_cache 0')
+        raise ValueError(
+            'kept predictions fit one encoding: rehearsal clips with several `variants` need '
+            'distillation_cache 0'
+        )
     g, out, device = torch.Generator().manual_seed(seed), [], next(model.parameters()).device
     for i in items:
         b = {k: v.to(device) for k, v in pack([i.whole()]).items()}
-        with as_teacher(model, before) if hasattr(model, 'peft_config') else nullcontext(): s = states(model, b)
-        lp = torch.stack(logits(model, *s), 1).float().div(T).log_softmax(-1).cpu(); V = lp.shape[-1]; flat = lp.exp().flatten(0, 1)
-        ids = torch.arange(V).repeat(len(flat), 1) if n >= V else torch.multinomial(flat, n, replacement=True, generator=g)
-        p = flat.gather(1, ids) if n >= V else torch.full(ids.shape, 1/n); shape = (*lp.shape[:2], -1)
-        out.append(replace(i,
-                           teacher=dict(ids=ids.view(shape).to(torch.int16), p=p.view(shape).half() if n < V else p.view(shape),
-                                        entropy=-(lp.exp()*lp).sum(-1))))
+        with as_teacher(model, before) if hasattr(model, 'peft_config') else nullcontext():
+            s = states(model, b)
+        lp = torch.stack(logits(model, *s), 1).float().div(T).log_softmax(-1).cpu()
+        V = lp.shape[-1]
+        flat = lp.exp().flatten(0, 1)
+        ids = (
+            torch.arange(V).repeat(len(flat), 1)
+            if n >= V
+            else torch.multinomial(flat, n, replacement=True, generator=g)
+        )
+        p = flat.gather(1, ids) if n >= V else torch.full(ids.shape, 1 / n)
+        shape = (*lp.shape[:2], -1)
+        out.append(
+            replace(
+                i,
+                teacher=dict(
+                    ids=ids.view(shape).to(torch.int16),
+                    p=p.view(shape).half() if n < V else p.view(shape),
+                    entropy=-(lp.exp() * lp).sum(-1),
+                ),
+            )
+        )
     return out
 
 # %% ../nbs/08_continual.ipynb #43d436c8
 def transfer(R) -> dict[str, float]:
-    "`backward_transfer` and `forgetting` of a matrix `[stages, tasks]`, more is better; flip the sign of a loss first"
-    R = np.asarray(R, float); K = len(R)
-    if R.ndim != 2 or R.shape[1] != K or K < 2: raise ValueError(f'a square matrix of two stages or more is needed, this one is {R.shape}')
-    return dict(backward_transfer=float(np.mean([R[-1, j] - R[j, j] for j in range(K - 1)])),
-                forgetting=float(np.mean([R[j:, j].max() - R[-1, j] for j in range(K - 1)])))
+    """`backward_transfer` and `forgetting` of a matrix `[stages, tasks]`, more is better; flip the sign of
+    a loss first"""
+    R = np.asarray(R, float)
+    K = len(R)
+    if R.ndim != 2 or R.shape[1] != K or K < 2:
+        raise ValueError(f'a square matrix of two stages or more is needed, this one is {R.shape}')
+    return dict(
+        backward_transfer=float(np.mean([R[-1, j] - R[j, j] for j in range(K - 1)])),
+        forgetting=float(np.mean([R[j:, j].max() - R[-1, j] for j in range(K - 1)])),
+    )

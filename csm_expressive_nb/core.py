@@ -24,24 +24,32 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from safetensors import SafetensorError
 
-
 # %% ../nbs/00_core.ipynb #ccc28615
 EMOTIONS = 'neutral calm happy sad angry fearful disgust surprised'.split()
-OWN_NAME = r'^[a-z][a-z0-9_-]{0,30}$'                    # what an emotion of your own may be called: it becomes part of file names
+# what an emotion of your own may be called: it becomes part of file names
+OWN_NAME = r'^[a-z][a-z0-9_-]{0,30}$'
 
 def in_order(emotions) -> list[str]:
     "The known emotions in their usual order, then your own by name"
-    s = set(emotions); return [*(e for e in EMOTIONS if e in s), *sorted(s - set(EMOTIONS))]
+    s = set(emotions)
+    return [*(e for e in EMOTIONS if e in s), *sorted(s - set(EMOTIONS))]
 
-def root(start: str|Path = '.') -> Path:  # the folder that holds settings.ini, or `start` itself outside a checkout
+def root(
+    start: str | Path = '.',
+) -> Path:  # the folder that holds settings.ini, or `start` itself outside a checkout
     "Project root, found by walking up from `start`"
     here = Path(start).resolve()
-    return next((p for p in [here, *here.parents] if (p/'settings.ini').exists()), here)
+    return next((p for p in [here, *here.parents] if (p / 'settings.ini').exists()), here)
 
 def assets(name: str = '') -> Path:  # a path inside the installed package
     "Where the embedded default (model, corpus, rehearsal codes) lies"
-    p = Path(__file__).parent/'assets'/name if '__file__' in globals() else root()/'csm_expressive_nb'/'assets'/name
-    if not p.exists(): raise FileNotFoundError(f'{p} is missing: reinstall the package, or make it with notebooks 30-32')
+    p = (
+        Path(__file__).parent / 'assets' / name
+        if '__file__' in globals()
+        else root() / 'csm_expressive_nb' / 'assets' / name
+    )
+    if not p.exists():
+        raise FileNotFoundError(f'{p} is missing: reinstall the package, or make it with notebooks 30-32')
     return p
 
 # %% ../nbs/00_core.ipynb #3bb5f0ef
@@ -57,7 +65,7 @@ class MissingExtra(ImportError):
 
 def install_line(extra: str) -> str:
     "The command that installs an extra: in a checkout from here, elsewhere by the package's name"
-    place = '.' if (root()/'settings.ini').exists() else 'csm_expressive_nb'
+    place = '.' if (root() / 'settings.ini').exists() else 'csm_expressive_nb'
     return f"pip install {'-e ' if place == '.' else ''}'{place}[{extra}]'"
 
 def lacking(extra: str, *names: str) -> list[str]:
@@ -65,14 +73,14 @@ def lacking(extra: str, *names: str) -> list[str]:
     return [name for name in names or EXTRAS[extra] if not find_spec(name)]
 
 def require(extra: str, *names: str, what: str = 'this'):
-    "`MissingExtra`, with the line that installs it, where packages of `extra` (or of `names`) are not installed; `what` needs them"
+    """`MissingExtra`, with the line that installs it, where packages of `extra` (or of `names`) are not
+    installed; `what` needs them"""
     gone = lacking(extra, *names)
     if gone:
         raise MissingExtra(f'{what} needs {", ".join(gone)}: {install_line(extra)}')
 
-
 # %% ../nbs/00_core.ipynb #d609d628
-def can_write(folder: str|Path) -> bool:
+def can_write(folder: str | Path) -> bool:
     "Whether files can be made in a folder, or in the nearest one above it that exists"
     places = [Path(folder), *Path(folder).absolute().parents]
     return os.access(next(p for p in places if os.path.exists(p)), os.W_OK)
@@ -80,23 +88,30 @@ def can_write(folder: str|Path) -> bool:
 def make_cache_folder() -> Path:
     "A folder below the temporary one for this user alone; another one each time where a stranger made it"
     user = os.getuid() if hasattr(os, 'getuid') else None
-    folder = Path(tempfile.gettempdir())/f'csm_expressive_{"cache" if user is None else user}'
-    try: folder.mkdir(mode=0o700)
+    folder = Path(tempfile.gettempdir()) / f'csm_expressive_{"cache" if user is None else user}'
+    try:
+        folder.mkdir(mode=0o700)
     except FileExistsError: pass
     entry = folder.lstat()
     private = user is None or (entry.st_uid == user and not entry.st_mode & 0o077)
-    return folder if stat.S_ISDIR(entry.st_mode) and private else Path(tempfile.mkdtemp(prefix='csm_expressive_'))
+    return (
+        folder
+        if stat.S_ISDIR(entry.st_mode) and private
+        else Path(tempfile.mkdtemp(prefix='csm_expressive_'))
+    )
 
 def place_caches():
     """Set NUMBA_CACHE_DIR and MPLCONFIGDIR where the usual places cannot be written and the user set none.
 
     Of use only before numba and matplotlib are imported."""
     home, librosa = Path(os.path.expanduser('~')), find_spec('librosa')
-    caches = can_write(os.environ.get('XDG_CACHE_HOME') or home/'.cache')
-    settings = can_write(os.environ.get('XDG_CONFIG_HOME') or home/'.config')
+    caches = can_write(os.environ.get('XDG_CACHE_HOME') or home / '.cache')
+    settings = can_write(os.environ.get('XDG_CONFIG_HOME') or home / '.config')
     beside = librosa is not None and can_write(Path(librosa.origin).parent)
-    if not caches and not beside: os.environ.setdefault('NUMBA_CACHE_DIR', str(make_cache_folder()/'numba'))
-    if not caches or not settings: os.environ.setdefault('MPLCONFIGDIR', str(make_cache_folder()/'matplotlib'))
+    if not caches and not beside:
+        os.environ.setdefault('NUMBA_CACHE_DIR', str(make_cache_folder() / 'numba'))
+    if not caches or not settings:
+        os.environ.setdefault('MPLCONFIGDIR', str(make_cache_folder() / 'matplotlib'))
 
 place_caches()
 
@@ -104,15 +119,18 @@ place_caches()
 def atomic_write(path: str|Path,        # target file; its folder is made
                  data: bytes|str) -> Path:
     "Write `data` so that a reader sees the old file or the new one, never half of one"
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix='.tmp')
     with os.fdopen(fd, 'wb') as f:
-        f.write(data.encode() if isinstance(data, str) else data); f.flush(); os.fsync(f.fileno())
+        f.write(data.encode() if isinstance(data, str) else data)
+        f.flush()
+        os.fsync(f.fileno())
     apply_umask(tmp)
     os.replace(tmp, path)
     return path
 
-def apply_umask(path: str|Path) -> Path:
+def apply_umask(path: str | Path) -> Path:
     "Give a file, or all files of a folder, the mode of new ones: safetensors and mkstemp leave 0600"
     path, mask = Path(path), os.umask(0)
     os.umask(mask)
@@ -120,13 +138,14 @@ def apply_umask(path: str|Path) -> Path:
         f.chmod(0o666 & ~mask)
     return path
 
-def save_tensors(tensors: dict, path: str|Path, metadata: dict|None = None) -> Path:
+def save_tensors(tensors: dict, path: str | Path, metadata: dict | None = None) -> Path:
     "Tensors by name as a safetensors file, whole or absent, with umask's mode; a full disk is an OSError"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     from safetensors.torch import save_file         # torch
-    try: save_file(tensors, tmp, metadata)
+    try:
+        save_file(tensors, tmp, metadata)
     except SafetensorError as e:
         tmp.unlink(missing_ok=True)
         raise OSError(f'{path} cannot be written: {e}') from e
@@ -137,21 +156,25 @@ def save_tensors(tensors: dict, path: str|Path, metadata: dict|None = None) -> P
 def write_json(path, obj):
     "`obj` as JSON with sorted keys, written at once or not at all; nan is an error"
     return atomic_write(path, json.dumps(obj, indent=1, sort_keys=True, allow_nan=False) + '\n')
+
 def read_json(path):
     "The JSON in a file"
     return json.loads(Path(path).read_text(encoding='utf-8'))
-def sha256(path: str|Path) -> str:
+
+def sha256(path: str | Path) -> str:
     "SHA-256 of a file, hexadecimal"
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
 
 # %% ../nbs/00_core.ipynb #e97c5110
-# How often a waiting thread of torch looks for work before it sleeps; read when torch is imported. Its own default, hundreds of thousands
-# of times, keeps a busy neighbour's processor from the thread that is waited for; at once asleep, every short operation is late
+# How often a waiting thread of torch looks for work before it sleeps; read when torch is imported. Its own
+# default, hundreds of thousands of times, keeps a busy neighbour's processor from the thread that is waited
+# for; at once asleep, every short operation is late
 if 'OMP_WAIT_POLICY' not in os.environ:
     os.environ.setdefault('GOMP_SPINCOUNT', '1000')
 
 def cores() -> int:
-    "Processors that this process may use: affinity, container limits and LOKY_MAX_CPU_COUNT count, the machine's number does not"
+    """Processors that this process may use: affinity, container limits and LOKY_MAX_CPU_COUNT count, the
+    machine's number does not"""
     import joblib
     return joblib.cpu_count()
 
@@ -159,7 +182,6 @@ def limit_threads():
     "torch's threads: no more than there are processors for this process"
     import torch
     torch.set_num_threads(min(torch.get_num_threads(), cores()))
-
 
 # %% ../nbs/00_core.ipynb #f5e8f81e
 def seed_everything(seed: int):
@@ -177,58 +199,70 @@ HUB = {'csm-1b': 'sesame/csm-1b'}                          # presets by their na
 class TrainConfig(BaseModel):
     "Settings of the training loop"
     model_config = ConfigDict(extra='forbid', validate_assignment=True)
-    model: str = 'nano'                                    # preset (nano, csm-1b, csm-1b-shape), hub id, local folder
-    out: str = ''                                          # run folder; empty: _reports/<emotion or expressive>
+    model: str = 'nano'                         # preset (nano, csm-1b, csm-1b-shape), hub id, local folder
+    out: str = ''                               # run folder; empty: _reports/<emotion or expressive>
     seed: int = Field(0, ge=0)
     # what is trained
-    finetune: Literal['lora', 'full'] = 'lora'             # an adapter, or everything but the codec
-    rank: int = Field(16, ge=0)                            # LoRA r of the backbone
-    depth_rank: int|None = Field(None, ge=0)               # LoRA r of the depth decoder; None: as the backbone, 0: none
-    alpha: float = Field(2., gt=0)                         # LoRA scale: lora_alpha / r
-    dropout: float = Field(0., ge=0, lt=1)                 # LoRA dropout; on a CPU it costs a fifth of an update
+    finetune: Literal['lora', 'full'] = 'lora'  # an adapter, or everything but the codec
+    rank: int = Field(16, ge=0)                 # LoRA r of the backbone
+    depth_rank: int | None = Field(None, ge=0)  # LoRA r of the depth decoder; None: as the backbone, 0: none
+    alpha: float = Field(2.0, gt=0)             # LoRA scale: lora_alpha / r
+    dropout: float = Field(0.0, ge=0, lt=1)     # LoRA dropout; on a CPU it costs a fifth of an update
     targets: list[str] = 'q_proj k_proj v_proj o_proj gate_proj up_proj down_proj'.split()
     # optimisation; every count is in optimizer updates
     steps: int = Field(200, ge=1)
-    batch: int = Field(12, ge=1)                           # target clips per update, over all processes
-    lr: float = Field(1.5e-3, gt=0)                        # AdamW, peak
-    depth_lr: float|None = Field(None, gt=0)               # of the depth decoder; None: as `lr`
-    weight_decay: float = Field(0., ge=0)
-    warmup: float = Field(.05, ge=0, lt=1)                 # share of the updates; then cosine to 5 %
-    clip: float = Field(1., gt=0)                          # largest gradient norm
-    max_skipped: int = Field(5, ge=0)                      # updates in a row without a finite gradient before the run stops
+    batch: int = Field(12, ge=1)                # target clips per update, over all processes
+    lr: float = Field(1.5e-3, gt=0)             # AdamW, peak
+    depth_lr: float | None = Field(None, gt=0)  # of the depth decoder; None: as `lr`
+    weight_decay: float = Field(0.0, ge=0)
+    warmup: float = Field(0.05, ge=0, lt=1)     # share of the updates; then cosine to 5 %
+    clip: float = Field(1.0, gt=0)              # largest gradient norm
+    # updates in a row without a finite gradient before the run stops
+    max_skipped: int = Field(5, ge=0)
     # objective
-    c0_weight: float = Field(1., ge=0)                     # weight of codebook 0 (backbone)
-    depth_weight: float = Field(1., ge=0)                  # weight of the other codebooks (depth decoder)
-    depth_ratio: float = Field(.5, gt=0, le=1)             # share of frames with a depth loss
-    corruption: float = Field(.3, ge=0, lt=1)              # mean share of history frames replaced while training
-    context: float = Field(0., ge=0, le=1)                 # chance that a neutral turn of the same speaker goes before a clip
+    c0_weight: float = Field(1.0, ge=0)         # weight of codebook 0 (backbone)
+    depth_weight: float = Field(1.0, ge=0)      # weight of the other codebooks (depth decoder)
+    depth_ratio: float = Field(0.5, gt=0, le=1)  # share of frames with a depth loss
+    corruption: float = Field(0.3, ge=0, lt=1)  # mean share of history frames replaced while training
+    # chance that a neutral turn of the same speaker goes before a clip
+    context: float = Field(0.0, ge=0, le=1)
     # keeping what the base could do
-    rehearsal: float = Field(.25, ge=0, lt=1)              # share of frames that is neutral speech of the base
-    rehearsal_nll: float = Field(1., ge=0)                 # weight of these frames in the loss; 0: they are only distilled on
-    buffer: int = Field(0, ge=0)                           # rehearsal clips kept, balanced over speakers; 0: all there are
-    distillation: float = Field(0., ge=0)                  # weight of KL(base || adapter)
-    distillation_on: Literal['rehearsal', 'target', 'all'] = 'rehearsal'    # clips it is taken on
-    distillation_temperature: float = Field(1., gt=0)      # T of both softmaxes; the term is multiplied by T squared
-    distillation_c0: float = Field(1., ge=0)               # weight of codebook 0 in it; the mean of the others has 1
-    distillation_cache: int = Field(0, ge=0)               # codes drawn from the teacher per frame and codebook, once; 0: the teacher runs in every update
-    ewc: float = Field(0., ge=0)                           # penalty on the change of the weights; 1: a tenth of the task loss at the end of the pilot
+    rehearsal: float = Field(0.25, ge=0, lt=1)  # share of frames that is neutral speech of the base
+    # weight of these frames in the loss; 0: they are only distilled on
+    rehearsal_nll: float = Field(1.0, ge=0)
+    # rehearsal clips kept, balanced over speakers; 0: all there are
+    buffer: int = Field(0, ge=0)
+    distillation: float = Field(0.0, ge=0)      # weight of KL(base || adapter)
+    distillation_on: Literal['rehearsal', 'target', 'all'] = 'rehearsal'  # clips it is taken on
+    # T of both softmaxes; the term is multiplied by T squared
+    distillation_temperature: float = Field(1.0, gt=0)
+    distillation_c0: float = Field(1.0, ge=0)   # weight of codebook 0 in it; the mean of the others has 1
+    # codes drawn from the teacher per frame and codebook, once; 0: the teacher runs in every update
+    distillation_cache: int = Field(0, ge=0)
+    # penalty on the change of the weights; 1: a tenth of the task loss at the end of the pilot
+    ewc: float = Field(0.0, ge=0)
     # importance: entries, row and column means, none (L2), or of A and B (an ablation)
     ewc_fisher: Literal['diagonal', 'factored', 'ones', 'factor'] = 'diagonal'
-    ewc_clips: int = Field(200, ge=2)                      # neutral utterances the importance is taken from
-    ewc_pilot: int = Field(20, ge=1)                       # updates of the pilot
+    ewc_clips: int = Field(200, ge=2)           # neutral utterances the importance is taken from
+    ewc_pilot: int = Field(20, ge=1)            # updates of the pilot
     # machine
-    tokens: int = Field(4096, ge=16)                       # positions per micro-batch: bounds memory; the loss is the same, only dropout draws anew
-    precision: Literal['fp32', 'bf16-mixed', 'bf16'] = 'fp32'    # bf16-mixed: autocast over float32 weights; bf16: frozen weights in bfloat16 as well
+    # positions per micro-batch: bounds memory; the loss is the same, only dropout draws anew
+    tokens: int = Field(4096, ge=16)
+    # bf16-mixed: autocast over float32 weights; bf16: frozen weights in bfloat16 as well
+    precision: Literal['fp32', 'bf16-mixed', 'bf16'] = 'fp32'
     gradient_checkpointing: bool = False
-    compile: bool = False                                  # torch.compile of backbone and depth decoder
+    compile: bool = False                       # torch.compile of backbone and depth decoder
     # validation, checkpoints, logs
-    validate_every: int = Field(50, ge=0)                  # 0: never
-    monitor: Literal['', 'loss', 'c0', 'depth'] = ''       # keep the adapter with the least of this validation value; empty: keep the last
-    patience: int = Field(0, ge=0)                         # stop after so many validations without a new least `monitor`; 0: never
-    sample_every: int = Field(0, ge=0)                     # speak a few sentences every so many updates; 0: never
+    validate_every: int = Field(50, ge=0)       # 0: never
+    # keep the adapter with the least of this validation value; empty: keep the last
+    monitor: Literal['', 'loss', 'c0', 'depth'] = ''
+    # stop after so many validations without a new least `monitor`; 0: never
+    patience: int = Field(0, ge=0)
+    sample_every: int = Field(0, ge=0)          # speak a few sentences every so many updates; 0: never
     checkpoint_every: int = Field(50, ge=1)
-    keep: int = Field(2, ge=1)                             # checkpoints kept
-    trackers: list[str] = []                               # accelerate's names, such as tensorboard; metrics.jsonl is always written
+    keep: int = Field(2, ge=1)                  # checkpoints kept
+    # accelerate's names, such as tensorboard; metrics.jsonl is always written
+    trackers: list[str] = []
 
     @field_validator('model')
     @classmethod
@@ -239,31 +273,55 @@ class TrainConfig(BaseModel):
     @model_validator(mode='after')
     def together(self):
         "Settings that would have no effect beside others are errors"
-        no = [('patience needs `monitor`', self.patience and not self.monitor),
-              ('monitor needs `validate_every` > 0', self.monitor and not self.validate_every),
-              ('distillation on rehearsal clips needs `rehearsal` > 0', self.distillation and self.distillation_on != 'target' and not self.rehearsal),
-              ('distillation_cache needs `distillation` on rehearsal clips', self.distillation_cache
-               and not (self.distillation and self.distillation_on == 'rehearsal')),
-              ('rehearsal_nll 0 without `distillation` on these clips: they would do nothing', self.rehearsal and not self.rehearsal_nll
-               and not (self.distillation and self.distillation_on != 'target')),
-              ('ewc needs an adapter: `finetune` lora', self.ewc and self.finetune == 'full'),
-              ('distillation needs an adapter that can be switched off: `finetune` lora', self.distillation and self.finetune == 'full'),
-              ('rank and depth_rank are both 0: nothing to train', self.finetune == 'lora' and not self.rank
-               and not (self.rank if self.depth_rank is None else self.depth_rank)),
-              ('reports compare with the base by switching the adapter off: `finetune` full is for `training.train` with a TrainConfig',
-               self.finetune == 'full' and type(self).__name__ in ('EmotionConfig', 'ExpressiveConfig'))]
+        no = [
+            ('patience needs `monitor`', self.patience and not self.monitor),
+            ('monitor needs `validate_every` > 0', self.monitor and not self.validate_every),
+            (
+                'distillation on rehearsal clips needs `rehearsal` > 0',
+                self.distillation and self.distillation_on != 'target' and not self.rehearsal,
+            ),
+            (
+                'distillation_cache needs `distillation` on rehearsal clips',
+                self.distillation_cache and not (self.distillation and self.distillation_on == 'rehearsal'),
+            ),
+            (
+                'rehearsal_nll 0 without `distillation` on these clips: they would do nothing',
+                self.rehearsal
+                and not self.rehearsal_nll
+                and not (self.distillation and self.distillation_on != 'target'),
+            ),
+            ('ewc needs an adapter: `finetune` lora', self.ewc and self.finetune == 'full'),
+            (
+                'distillation needs an adapter that can be switched off: `finetune` lora',
+                self.distillation and self.finetune == 'full',
+            ),
+            (
+                'rank and depth_rank are both 0: nothing to train',
+                self.finetune == 'lora'
+                and not self.rank
+                and not (self.rank if self.depth_rank is None else self.depth_rank),
+            ),
+            (
+                'reports compare with the base by switching the adapter off: `finetune` full is for '
+                '`training.train` with a TrainConfig',
+                self.finetune == 'full' and type(self).__name__ in ('EmotionConfig', 'ExpressiveConfig'),
+            ),
+        ]
         if bad := [m for m, x in no if x]: raise ValueError('; '.join(bad))
         return self
 
 class EmotionConfig(TrainConfig):
     "Settings of one emotion adapter"
-    emotion: str = Field('sad', pattern=OWN_NAME)          # the target emotion, one that the dataset has
-    base: str = ''                                         # run folder of a general stage to start from; empty: the model itself
-    source: str = 'embedded'                               # 'embedded', a prepared dataset, or a folder of recordings
-    rehearsal_from: Literal['auto', 'own', 'data'] = 'auto'    # shipped codes where they fit the codec, the base's own speech, or the dataset's neutral clips
-    augmented: int = Field(0, ge=0)                        # extra copies of each training clip: +-1 semitone, +-5 % tempo, noise at 30-40 dB
-    sentences: int = Field(112, ge=8)                      # unseen sentences spoken for the evaluation
-    temperature: float = Field(.6, gt=0)
+    emotion: str = Field('sad', pattern=OWN_NAME)  # the target emotion, one that the dataset has
+    # run folder of a general stage to start from; empty: the model itself
+    base: str = ''
+    source: str = 'embedded'                    # 'embedded', a prepared dataset, or a folder of recordings
+    # shipped codes where they fit the codec, the base's own speech, or the dataset's neutral clips
+    rehearsal_from: Literal['auto', 'own', 'data'] = 'auto'
+    # extra copies of each training clip: +-1 semitone, +-5 % tempo, noise at 30-40 dB
+    augmented: int = Field(0, ge=0)
+    sentences: int = Field(112, ge=8)           # unseen sentences spoken for the evaluation
+    temperature: float = Field(0.6, gt=0)
 
 class ExpressiveConfig(TrainConfig):
     "Settings of the general expressive stage: all emotions in one adapter, by a tag in the text"
@@ -272,20 +330,25 @@ class ExpressiveConfig(TrainConfig):
     monitor: Literal['', 'loss', 'c0', 'depth'] = 'loss'
     sample_every: int = Field(200, ge=0)
     emotions: list[Annotated[str, Field(pattern=OWN_NAME)]] = EMOTIONS
-    sequential: bool = False                               # learn them one after another, each for `steps` updates
-    earlier: bool = True                                   # in a sequence, rehearse the emotions learnt before, too
-    gamma: float = Field(.95, gt=0, le=1)                  # in a sequence, what remains of the older Fisher at each stage
+    sequential: bool = False                    # learn them one after another, each for `steps` updates
+    earlier: bool = True                        # in a sequence, rehearse the emotions learnt before, too
+    # in a sequence, what remains of the older Fisher at each stage
+    gamma: float = Field(0.95, gt=0, le=1)
     source: str = 'embedded'
     rehearsal_from: Literal['auto', 'own', 'data'] = 'auto'
     augmented: int = Field(0, ge=0)
-    sentences: int = Field(16, ge=4)                       # unseen sentences spoken per emotion
-    temperature: float = Field(.6, gt=0)
+    sentences: int = Field(16, ge=4)            # unseen sentences spoken per emotion
+    temperature: float = Field(0.6, gt=0)
 
 # %% ../nbs/00_core.ipynb #471b773d
 def unknown(name: str, known) -> str:
     "The message for a name that is not `known`, with the nearest that is"
     near = difflib.get_close_matches(name, known := list(known), 1)
-    return f'unknown setting {name!r}' + (f': did you mean {near[0]!r}?' if near else '') + f' Known: {", ".join(known)}'
+    return (
+        f'unknown setting {name!r}'
+        + (f': did you mean {near[0]!r}?' if near else '')
+        + f' Known: {", ".join(known)}'
+    )
 
 def explain(error: dict) -> str:
     "One of pydantic's errors as `name = value: what is wrong`, with the remedy where there is one"
@@ -302,36 +365,44 @@ def explain(error: dict) -> str:
 
 def make_config(cls=EmotionConfig, **kw) -> BaseModel:
     "`cls(**kw)`; what is wrong and what would be right stands in the error, a ValueError"
-    for k in kw.keys() - set(cls.model_fields): raise ValueError(unknown(k, cls.model_fields))
-    try: return cls(**kw)
+    for k in kw.keys() - set(cls.model_fields):
+        raise ValueError(unknown(k, cls.model_fields))
+    try:
+        return cls(**kw)
     except ValidationError as e: raise ValueError('; '.join(map(explain, e.errors()))) from None
 
-def load_config(path: str|Path, cls=EmotionConfig, memory: int|None = None, **kw) -> BaseModel:
-    "Configuration from YAML; settings under `by_memory` of the largest size that fits `memory` (GB of one GPU) go over the others, and `kw` over all"
+def load_config(path: str | Path, cls=EmotionConfig, memory: int | None = None, **kw) -> BaseModel:
+    """Configuration from YAML; settings under `by_memory` of the largest size that fits `memory` (GB of
+    one GPU) go over the others, and `kw` over all"""
     d = yaml.safe_load(Path(path).read_text(encoding='utf-8')) or {}
     if not isinstance(d, dict): raise ValueError(f'{path} must hold `name: value` lines')
     sizes = d.pop('by_memory', {})
     if memory is not None:
         fits = [s for s in sizes if s <= memory]
-        if not fits: raise ValueError(f'{path} has settings for {", ".join(map(str, sizes)) or "no"} GB, none for {memory}')
+        if not fits:
+            raise ValueError(
+                f'{path} has settings for {", ".join(map(str, sizes)) or "no"} GB, none for {memory}'
+            )
         d |= sizes[max(fits)]
-    try: return make_config(cls, **d | kw)
+    try:
+        return make_config(cls, **d | kw)
     except ValueError as e: raise ValueError(f'{path}: {e}') from None
 
 # %% ../nbs/00_core.ipynb #dc3b8631
 def find_names(source: str) -> set[str]:
     "Names that a cell assigns outside its functions; none where Python cannot read it"
-    try: table = symtable.symtable(source, 'cell', 'exec')
+    try:
+        table = symtable.symtable(source, 'cell', 'exec')
     except SyntaxError: return set()
     return {s.get_name() for s in table.get_symbols() if s.is_assigned()}
 
-def find_parameters(cells: list[str], settings: set[str]) -> set[str]|None:
+def find_parameters(cells: list[str], settings: set[str]) -> set[str] | None:
     "Names from the parameter cells, given all cells run so far; None on the first call of `notebook_config`"
     calls = [i for i, c in enumerate(cells) if 'notebook_config(' in c]
     if len(calls) < 2: return None
-    names = set().union(*map(find_names, cells[:calls[0]]))
+    names = set().union(*map(find_names, cells[: calls[0]]))
     for start, end in pairwise(calls):
-        between = [find_names(c) for c in cells[start + 1:end]]
+        between = [find_names(c) for c in cells[start + 1 : end]]
         common = [len(cell & names) for cell in between]
         if not any(common): continue
         first = max(i for i, n in enumerate(common) if n == max(common))
@@ -341,7 +412,8 @@ def find_parameters(cells: list[str], settings: set[str]) -> set[str]|None:
 def notebook_config(namespace: dict, cls=EmotionConfig) -> BaseModel:
     """Configuration from a notebook's `globals()`; a plain value with an unknown name is a ValueError.
 
-    Called again in one kernel, it takes what the parameter cells assigned, and nothing that the rest of the notebook did."""
+    Called again in one kernel, it takes what the parameter cells assigned, and nothing that the rest of
+    the notebook did."""
     own = {'In', 'Out', 'exit', 'quit', 'get_ipython', 'open', 'papermill'}
     plain = {k: v for k, v in namespace.items() if not k.startswith('_') and k not in own
              and isinstance(v, (str, int, float, bool, list, dict, tuple, type(None)))}
@@ -362,29 +434,33 @@ def give_up(lock: FileLock, note: Path, pid: int):
 
 class Claim:
     "A folder kept for this process while `work` goes on in it: until `release`, or the end of its users"
+
     def __init__(self, folder: Path, work: str):
-        lock, note = FileLock(folder/f'.{work}.lock', thread_local=False), folder/f'.{work}.json'
-        try: lock.acquire(timeout=0)
+        lock, note = FileLock(folder / f'.{work}.lock', thread_local=False), folder / f'.{work}.json'
+        try:
+            lock.acquire(timeout=0)
         except Timeout:
             raise Occupied(f'{name_holder(note)} is {work} in {folder}: wait for its end, or end it '
                            f'(a notebook keeps its folder until its kernel ends)') from None
         write_json(note, dict(pid=os.getpid(), host=platform.node()))
         self.end = weakref.finalize(self, give_up, lock, note, os.getpid())
+
     def release(self):
         "Leave the folder to others"
         self.end()
 
 def name_holder(note: Path) -> str:
     "Who claimed a folder, as `process 4711`, with the machine where it is another"
-    try: d = read_json(note)
+    try:
+        d = read_json(note)
     except (OSError, ValueError): return 'another process'
     return f'process {d["pid"]}' + (f' on {d["host"]}' if d['host'] != platform.node() else '')
 
-def claim(folder: str|Path, work: str = 'training') -> Claim:
+def claim(folder: str | Path, work: str = 'training') -> Claim:
     "Keep `folder` (made here) for this process while `work` goes on; `Occupied` where another one has it"
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    key = str(folder.resolve()/work)
+    key = str(folder.resolve() / work)
     now = CLAIMS.get(key)
     if now is None or not now.end.alive: CLAIMS[key] = now = Claim(folder, work)
     return now
@@ -404,43 +480,65 @@ class Run:
 
     A folder in which other settings were trained is a ValueError, one that another process has claimed is
     `Occupied`. `alone` False lets several processes share it."""
-    def __init__(self, path: str|Path, cfg: BaseModel, alone: bool = True):
+
+    def __init__(self, path: str | Path, cfg: BaseModel, alone: bool = True):
         self.path, self.cfg, self.claim = Path(path), cfg, None
-        if not is_first_process(): return                                     # the first one does this for all
+        if not is_first_process(): return  # the first one does this for all
         if alone: self.claim = claim(self.path, 'training')
-        f, settings = self.path/'config.yaml', resolve_folders(cfg.model_dump())
+        f, settings = self.path / 'config.yaml', resolve_folders(cfg.model_dump())
         old = resolve_folders(yaml.safe_load(f.read_text(encoding='utf-8'))) if f.exists() else settings
         # `out` is a place, not a setting
         if diff := changed(old | dict(out=''), settings | dict(out='')):
             if has_updates(self.path):
-                raise ValueError(f'{f} was made with other settings ({diff}): choose another `out`, or remove that folder')
+                raise ValueError(
+                    f'{f} was made with other settings ({diff}): choose another `out`, or remove that folder'
+                )
             clear_start(self.path)
         atomic_write(f, yaml.safe_dump(settings, sort_keys=False))
-        write_json(self.path/'environment.json', environment())
+        write_json(self.path / 'environment.json', environment())
+
     @classmethod
-    def open(cls, path: str|Path, cfg: BaseModel):
+    def open(cls, path: str | Path, cfg: BaseModel):
         "The folder of an earlier run, to read and to add to: what it says of itself stays, unclaimed"
-        r = cls.__new__(cls); r.path, r.cfg, r.claim = Path(path), cfg, None; return r
+        r = cls.__new__(cls)
+        r.path, r.cfg, r.claim = Path(path), cfg, None
+        return r
+
     def release(self):
         "Leave the folder to other processes: the run is complete"
         if self.claim: self.claim.release()
         self.claim = None
-    def __truediv__(self, name): (p := self.path/name).parent.mkdir(parents=True, exist_ok=True); return p
+
+    def __truediv__(self, name):
+        (p := self.path / name).parent.mkdir(parents=True, exist_ok=True)
+        return p
+
     def log(self, **kw):
         "Append one line to `metrics.jsonl`"
         self.log_to('metrics.jsonl', **kw)
+
     def log_to(self, name: str, **kw):
-        with open(self/name, 'a', encoding='utf-8') as f: f.write(json.dumps(kw, sort_keys=True) + '\n')
+        with open(self / name, 'a', encoding='utf-8') as f:
+            f.write(json.dumps(kw, sort_keys=True) + '\n')
+
     def metrics(self, kind: str = '') -> list[dict]:
         "Lines of `metrics.jsonl`; of one kind (`loss`: updates, `validation_loss`, `sample_f0`), where named"
         return [m for m in self.lines('metrics.jsonl') if not kind or kind in m]
-    def lines(self, name: str) -> list[dict]: return whole_lines(self.path/name)
+
+    def lines(self, name: str) -> list[dict]: return whole_lines(self.path / name)
+
     def rewind(self, step: int):
         "Forget the lines of update `step` and later: a resumed run writes them again"
-        atomic_write(self/'metrics.jsonl', ''.join(json.dumps(m, sort_keys=True) + '\n' for m in self.lines('metrics.jsonl') if m['step'] < step))
+        atomic_write(
+            self / 'metrics.jsonl',
+            ''.join(
+                json.dumps(m, sort_keys=True) + '\n' for m in self.lines('metrics.jsonl') if m['step'] < step
+            ),
+        )
 
 def resolve_folders(settings: dict) -> dict:
-    "Settings with absolute paths in `source` and `base`, where folders are there: found from any working directory"
+    """Settings with absolute paths in `source` and `base`, where folders are there: found from any working
+    directory"""
     typed = {k: settings.get(k) for k in ('source', 'base')}
     here = {k: v for k, v in typed.items() if v and v != 'embedded' and Path(v).is_dir()}
     return settings | {k: str(Path(v).resolve()) for k, v in here.items()}
@@ -453,29 +551,46 @@ def has_updates(folder: Path) -> bool:
 def clear_start(folder: Path):
     "Remove what a start with other settings left"
     for name in START - {'config.yaml', 'environment.json'}:
-        if (folder/name).is_dir(): shutil.rmtree(folder/name)
-        else: (folder/name).unlink(missing_ok=True)
+        if (folder / name).is_dir(): shutil.rmtree(folder / name)
+        else: (folder / name).unlink(missing_ok=True)
 
 def whole_lines(path: Path) -> list[dict]:
     "JSON lines of a file that may end in the middle of one"
     if not path.exists(): return []
-    return [json.loads(l) for l in path.read_text(encoding='utf-8').splitlines(keepends=True) if l.endswith('\n')]
+    return [
+        json.loads(l) for l in path.read_text(encoding='utf-8').splitlines(keepends=True) if l.endswith('\n')
+    ]
 
 def changed(old: dict, new: dict) -> str:
     "The settings that differ, as `name: old -> new`"
-    return ', '.join(f'{k}: {old.get(k)!r} -> {new.get(k)!r}' for k in sorted({*old, *new}) if old.get(k) != new.get(k))
+    return ', '.join(
+        f'{k}: {old.get(k)!r} -> {new.get(k)!r}' for k in sorted({*old, *new}) if old.get(k) != new.get(k)
+    )
 
 def read_commit() -> str:
     "The commit of the folder that holds settings.ini, or 'no git'"
-    try: r = subprocess.run(['git', 'rev-parse', 'HEAD'], cwd=root(), capture_output=True, text=True)
+    try:
+        r = subprocess.run(['git', 'rev-parse', 'HEAD'], cwd=root(), capture_output=True, text=True)
     except OSError: return 'no git'                                        # a slim image has none
     return r.stdout.strip() or 'no git'
 
 def environment() -> dict:
     "Versions, platform and commit: what else a number depends on"
     import torch
+
     def v(p):
-        try: return version(p)
+        try:
+            return version(p)
         except PackageNotFoundError: return 'not installed'
-    return dict(python=platform.python_version(), platform=platform.platform(), threads=torch.get_num_threads(), commit=read_commit(),
-                **{p: v(p) for p in 'csm_expressive_nb torch transformers peft accelerate librosa scikit-learn pyworld-prebuilt pocketsphinx'.split()})
+
+    return dict(
+        python=platform.python_version(),
+        platform=platform.platform(),
+        threads=torch.get_num_threads(),
+        commit=read_commit(),
+        **{
+            p: v(p)
+            for p in 'csm_expressive_nb torch transformers peft accelerate librosa scikit-learn '
+            'pyworld-prebuilt pocketsphinx'.split()
+        },
+    )

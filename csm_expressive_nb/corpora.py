@@ -40,32 +40,37 @@ class Clip:
     sentence: str                # sentence id within the corpus
     language: str = 'en'
     intensity: str = 'unspecified'       # normal strong (RAVDESS) | low medium high (CREMA-D)
-    age: int|None = None
+    age: int | None = None
     background: str = ''         # race and ethnicity where the corpus states them
     perceived: str = ''          # what most listeners heard; a tie is written 'angry:disgust'
-    votes: dict|None = None      # {emotion: listeners}, by ear alone
-    agreement: float|None = None # share of the votes that went to `emotion`
+    votes: dict | None = None    # {emotion: listeners}, by ear alone
+    agreement: float | None = None  # share of the votes that went to `emotion`
     source: str = ''             # path in the publisher's folder
     sha256: str = ''             # of that file
-    seconds: float = 0.          # of decoded audio, never from the file size
+    seconds: float = 0.0         # of decoded audio, never from the file size
     rate: int = 0                # Hz, as published
     clipped: int = 0             # samples at full scale
     split: str = ''              # train | validation | test, set by the dataset like all that follow
-    weight: float = 1.           # how often training draws it
-    gain_db: float = 0.          # one per speaker, less where the clip would pass full scale
+    weight: float = 1.0          # how often training draws it
+    gain_db: float = 0.0         # one per speaker, less where the clip would pass full scale
     gain_from: str = ''          # neutral | estimated | limited
-    level_db: float = 0.         # active RMS before the gain
-    peak: float = 0.             # before the gain
-    f0_hz: float|None = None     # median over voiced frames
-    duration: float = 0.         # seconds after trimming
+    level_db: float = 0.0        # active RMS before the gain
+    peak: float = 0.0            # before the gain
+    f0_hz: float | None = None   # median over voiced frames
+    duration: float = 0.0        # seconds after trimming
     audio_sha256: str = ''       # of the FLAC in the dataset
 
 # %% ../nbs/02_corpora.ipynb #625add38
 def write_csv(path, header, rows) -> Path:
     "Rows under a header, written at once or not at all"
-    b = io.StringIO(newline=''); w = csv.writer(b, lineterminator='\n'); w.writerow(header); w.writerows(rows); return atomic_write(path, b.getvalue())
+    b = io.StringIO(newline='')
+    w = csv.writer(b, lineterminator='\n')
+    w.writerow(header)
+    w.writerows(rows)
+    return atomic_write(path, b.getvalue())
 
-class CorpusError(ValueError): "A corpus that must not be used as it is; the message names the likely cause and the remedy"
+class CorpusError(ValueError):
+    "A corpus that must not be used as it is; the message names the likely cause and the remedy"
 
 @dataclass
 class Corpus:
@@ -77,11 +82,18 @@ class Corpus:
     looks_like: str = ''         # another corpus whose layout this is, where nothing could be used
     notes: list = field(default_factory=list)    # for a human: what was read otherwise than it is written
     expected: set = field(default_factory=set)   # paths a table lists, or whose suffix is read: they count
-    def path(self, clip: Clip) -> Path: return self.folder/clip.source
+    def path(self, clip: Clip) -> Path: return self.folder / clip.source
+
     def reject(self, path, errors: list[AudioError]):
-        r = [e.reason for e in errors]; self.quarantine.append((str(path), r[0], ' '.join(r[1:]), errors[0].detail or REASONS[r[0]]))
+        r = [e.reason for e in errors]
+        self.quarantine.append(
+            (str(path), r[0], ' '.join(r[1:]), errors[0].detail or REASONS[r[0]])
+        )
+
     def reasons(self) -> dict: return dict(Counter(r[1] for r in self.quarantine))
-    def write_quarantine(self, path) -> Path: return write_csv(path, ('path', 'reason', 'also', 'detail'), sorted(self.quarantine))
+
+    def write_quarantine(self, path) -> Path:
+        return write_csv(path, ('path', 'reason', 'also', 'detail'), sorted(self.quarantine))
 
 # %% ../nbs/02_corpora.ipynb #76214ca5
 from fastcore.basics import patch
@@ -109,7 +121,7 @@ def cause(self: Corpus, rows: list) -> str:  # of `quarantine`
     return f'{len(same)} of {len(rows)} set aside for {reason!r} ({REASONS[reason]}), first {path}{more}'
 
 @patch
-def accept(self: Corpus, max_rejected: float = .1) -> Corpus:
+def accept(self: Corpus, max_rejected: float = 0.1) -> Corpus:
     "Itself, or `CorpusError`: no clip, a Git LFS pointer, or a share of bad files above `max_rejected`"
     rows = [q for q in self.quarantine if self.counts(q)]
     every = len(rows) + len(self.clips)
@@ -122,7 +134,7 @@ def accept(self: Corpus, max_rejected: float = .1) -> Corpus:
         raise CorpusError(f'{len(pointers)} files of {self.folder} are Git LFS pointers '
                           f'(first: {pointers[0]}): {REASONS["lfs_pointer"]}')
     if not self.clips: raise CorpusError(f'no usable clip in {self.folder}: {why}')
-    if len(rows) > max_rejected*every:
+    if len(rows) > max_rejected * every:
         raise CorpusError(f'{len(rows)} of {every} recordings in {self.folder} are unusable, '
                           f'more than {max_rejected:g} (`--max-rejected`): {why}')
     return self
@@ -130,7 +142,7 @@ def accept(self: Corpus, max_rejected: float = .1) -> Corpus:
 # %% ../nbs/02_corpora.ipynb #276bd098
 def encoding_of(data: bytes,               # a text file
                 fallback: str = 'cp1252'   # for what is not Unicode: 'gb18030' only for Mandarin transcripts
-                ) -> str:                  # '' where no encoding is likely
+                ) -> str:  # '' where no encoding is likely
     "Which encoding the bytes of a text file are in"
     if data[:2] in (b'\xff\xfe', b'\xfe\xff'): return 'utf-16'
     try:
@@ -140,15 +152,16 @@ def encoding_of(data: bytes,               # a text file
     if fallback != 'cp1252': return fallback
     runs = re.findall(rb'[\x80-\xff]+', data)
     foreign = sum(len(r) for r in runs if len(r) > 3)          # größere has two such letters in a row
-    return '' if foreign > len(b''.join(runs))/2 else fallback
+    return '' if foreign > len(b''.join(runs)) / 2 else fallback
 
 def text_of(path: Path,                    # a text file
             fallback: str = 'cp1252'       # for what is not Unicode
-            ) -> tuple[str, str]:          # (its text with \n line ends, its encoding)
+            ) -> tuple[str, str]:  # (its text with \n line ends, its encoding)
     "A text file, whatever program wrote it; `CorpusError` where its bytes are no text in a likely encoding"
     data = path.read_bytes()
     encoding = encoding_of(data, fallback)
-    try: text = data.decode(encoding or 'ascii')
+    try:
+        text = data.decode(encoding or 'ascii')
     except UnicodeDecodeError: text = '\0'
     if '\0' in text:
         raise CorpusError(f'{path} is neither UTF-8 nor UTF-16, and no Western text of Windows (cp1252): '
@@ -172,7 +185,8 @@ def quoted_fields(path: Path, text: str, separator: str) -> Fields:
     reader = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
     while True:
         line = reader.line_num + 1
-        try: fields = next(reader)
+        try:
+            fields = next(reader)
         except StopIteration: return out
         except csv.Error as e: raise line_error(path, line, f'{e}; {QUOTES}') from None
         if any('\n' in f for f in fields):
@@ -186,7 +200,8 @@ def plain_fields(text: str, separator: str, quotes: bool = True) -> Fields:
         if not content.strip(): continue
         fields = content.split(separator)
         if quotes and '"' in content:
-            try: unwrapped = next(csv.reader([content], delimiter=separator, strict=True))
+            try:
+                unwrapped = next(csv.reader([content], delimiter=separator, strict=True))
             except csv.Error: unwrapped = []
             if unwrapped and len(unwrapped) == (width or len(fields)): fields = unwrapped
         width = width or len(fields)
@@ -215,16 +230,18 @@ def csv_table(path: Path,                  # for messages
               text: str,                   # what stands in it
               separator: str = ',',
               need: tuple = ()             # columns that must be there
-              ) -> tuple[list[str], Rows]: # (columns, rows)
+              ) -> tuple[list[str], Rows]:  # (columns, rows)
     "A table with a header, no blanks around values; `CorpusError` with file and line where a row differs"
     lines = plain_fields(text, separator) if separator in '\t|' else quoted_fields(path, text, separator)
     lines = [(k, [f.strip() for f in fields]) for k, fields in lines]
     lines = [(k, fields) for k, fields in lines if any(fields)]
-    if not lines: raise CorpusError(f'{path.name} is empty: its first line must name the columns')
+    if not lines:
+        raise CorpusError(f'{path.name} is empty: its first line must name the columns')
     line, head = lines[0]
     columns = column_names(head)
     lacks = [c for c in need if c not in columns]
-    if lacks: raise line_error(path, line, f'no column {", ".join(lacks)}, only {", ".join(columns)[:200]}')
+    if lacks:
+        raise line_error(path, line, f'no column {", ".join(lacks)}, only {", ".join(columns)[:200]}')
     return columns, [(k, row_values(path, k, fields, columns, separator)) for k, fields in lines[1:]]
 
 def json_table(path: Path, text: str) -> tuple[list[str], Rows]:  # (columns, rows)
@@ -232,7 +249,8 @@ def json_table(path: Path, text: str) -> tuple[list[str], Rows]:  # (columns, ro
     rows = []
     for line, content in enumerate(text.split('\n'), 1):
         if not content.strip(): continue
-        try: row = json.loads(content)
+        try:
+            row = json.loads(content)
         except json.JSONDecodeError as e:
             raise line_error(path, line, f'no JSON ({e.msg}, character {e.colno})') from None
         if not isinstance(row, dict):
@@ -243,9 +261,11 @@ def json_table(path: Path, text: str) -> tuple[list[str], Rows]:  # (columns, ro
 
 # %% ../nbs/02_corpora.ipynb #da704b34
 CORPORA = {}                                            # name -> Reader
+
 def register(cls):
     "Class decorator: make a corpus known under its name"
-    CORPORA[cls.name] = cls; return cls
+    CORPORA[cls.name] = cls
+    return cls
 
 def walk(folder: Path):  # Path
     "Every file below a folder; links are followed, and a folder is visited once, rather by its own name"
@@ -265,28 +285,41 @@ class Reader:
     "Base of all corpora: set the facts, write `parse`"
     name = licence = url = ''
     rate = 0                                            # the publisher's sampling rate; 0: any
-    suffixes = {'.wav', '.flac'}                        # read; anything else that sounds is set aside as `wrong_format`
-    documents = {'.csv', '.tsv', '.json', '.jsonl', '.md', '.txt', '.pdf'}       # not recordings: read by the class, or by humans
+    suffixes = {'.wav', '.flac'}  # read; anything else that sounds is set aside as `wrong_format`
+    # not recordings: read by the class, or by humans
+    documents = {'.csv', '.tsv', '.json', '.jsonl', '.md', '.txt', '.pdf'}
     checksums = {}                                      # published name -> SHA-256, or its first half
-    def __init__(self, folder: str|Path):
+
+    def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.notes = []                                 # sentences for a human, about tables
         self.windows = {}                               # {text file read as cp1252: a word of it to check}
+
     @classmethod
     def matches(cls, folder: Path) -> bool: return False
-    def parse(self, path: PurePosixPath) -> dict: raise NotImplementedError      # facts of a Clip; `key` names it in `checksums`
+    # facts of a Clip; `key` names it in `checksums`
+    def parse(self, path: PurePosixPath) -> dict: raise NotImplementedError
+
     def read_bytes(self, path: PurePosixPath) -> bytes:
         "Bytes of a file below the folder; a path that leaves it, or leads nowhere, is an `AudioError`"
-        if path.is_absolute() or '..' in path.parts: raise AudioError('missing', 'the path leads out of the folder')
-        if not (self.folder/path).is_file(): raise AudioError('missing')
-        return (self.folder/path).read_bytes()
+        if path.is_absolute() or '..' in path.parts:
+            raise AudioError('missing', 'the path leads out of the folder')
+        if not (self.folder / path).is_file(): raise AudioError('missing')
+        return (self.folder / path).read_bytes()
+
     def files(self) -> list[PurePosixPath]:
         "All files in sorted order, without hidden ones and documents"
         every = (p.relative_to(self.folder) for p in walk(self.folder))
-        return sorted(PurePosixPath(p.as_posix()) for p in every if p.suffix.lower() not in self.documents and not any(q.startswith('.') for q in p.parts))
+        return sorted(
+            PurePosixPath(p.as_posix())
+            for p in every
+            if p.suffix.lower() not in self.documents and not any(q.startswith('.') for q in p.parts)
+        )
+
     def lists(self, path: PurePosixPath) -> bool:
         "Does a table of the corpus name this file?"
         return False
+
     def read_text(self, path: Path, fallback: str = 'cp1252') -> str:
         "A table or transcript with \\n line ends; what is not Unicode is remembered for `remarks`"
         text, encoding = text_of(path, fallback)
@@ -294,6 +327,7 @@ class Reader:
             name = path.relative_to(self.folder).as_posix() if path.is_relative_to(self.folder) else path.name
             self.windows[name] = re.search(r'\S*[^\x00-\x7f]\S*', text)[0]
         return text
+
     def remarks(self) -> list[str]:
         "What a human should know about the tables and transcripts that were read"
         if not self.windows: return list(self.notes)
@@ -308,20 +342,34 @@ AUDIO = set('.wav .flac .mp3 .ogg .oga .opus .spx .m4a .m4b .aac .wma .amr .3gp 
 
 def examine(reader: Reader, path: PurePosixPath, verify: str = 'strict') -> tuple:  # (path, facts, errors)
     "Facts of one file, and everything that speaks against it, worst first"
-    suffix = path.suffix.lower(); facts, errors = {}, []
+    suffix = path.suffix.lower()
+    facts, errors = {}, []
     if suffix not in reader.suffixes:
-        if reader.lists(path) and not (reader.folder/path).is_file(): return path, {}, [AudioError('missing')]
+        if reader.lists(path) and not (reader.folder / path).is_file():
+            return path, {}, [AudioError('missing')]
         return path, {}, [AudioError('wrong_format' if suffix in AUDIO else 'not_audio', suffix)]
     try:
-        data = reader.read_bytes(path); _, info = decode(data)
-        facts = dict(seconds=info['seconds'], rate=info['rate'], clipped=info['clipped'], sha256=hashlib.sha256(data).hexdigest())
+        data = reader.read_bytes(path)
+        _, info = decode(data)
+        facts = dict(
+            seconds=info['seconds'],
+            rate=info['rate'],
+            clipped=info['clipped'],
+            sha256=hashlib.sha256(data).hexdigest(),
+        )
     except AudioError as e: errors.append(e)
-    try: named = reader.parse(path)
-    except AudioError as e: named = e.facts; errors.append(e)
-    facts = named | facts; known = reader.checksums.get(facts.get('key'))
+    try:
+        named = reader.parse(path)
+    except AudioError as e:
+        named = e.facts
+        errors.append(e)
+    facts = named | facts
+    known = reader.checksums.get(facts.get('key'))
     if 'sha256' in facts and verify != 'off':
-        if reader.rate and facts['rate'] != reader.rate: errors.append(AudioError('wrong_rate', f'{facts["rate"]} Hz, published at {reader.rate}'))
-        if verify == 'strict' and known and not facts['sha256'].startswith(known): errors.append(AudioError('hash_mismatch'))
+        if reader.rate and facts['rate'] != reader.rate:
+            errors.append(AudioError('wrong_rate', f'{facts["rate"]} Hz, published at {reader.rate}'))
+        if verify == 'strict' and known and not facts['sha256'].startswith(known):
+            errors.append(AudioError('hash_mismatch'))
     return path, facts, errors
 
 # %% ../nbs/02_corpora.ipynb #89925cd4
@@ -330,20 +378,36 @@ def person(name: str) -> str:
     return re.sub(r'\s+', '', unicodedata.normalize('NFKC', name or '').casefold())
 
 def contradict(labels: list[dict]) -> bool:
-    "Do these facts of one sound exclude each other? A missing text excludes nothing; speakers are compared within a corpus only"
-    words = {re.sub(r'\W+', ' ', (f.get('text') or '').lower()).strip() for f in labels} - {''}; people = {}
-    for f in labels: people.setdefault(f.get('corpus'), set()).add(person(f.get('speaker')))
-    return len({f.get('emotion') for f in labels}) > 1 or len(words) > 1 or any(len(p) > 1 for p in people.values())
+    """Do these facts of one sound exclude each other? A missing text excludes nothing; speakers are
+    compared within a corpus only"""
+    words = {re.sub(r'\W+', ' ', (f.get('text') or '').lower()).strip() for f in labels} - {''}
+    people = {}
+    for f in labels:
+        people.setdefault(f.get('corpus'), set()).add(person(f.get('speaker')))
+    return (
+        len({f.get('emotion') for f in labels}) > 1
+        or len(words) > 1
+        or any(len(p) > 1 for p in people.values())
+    )
 
 def label_conflicts(files: list[tuple], name=str) -> dict:  # {path: AudioError}
-    "Which of `(path, sha256, facts, rejected)` to set aside for having the same bytes as another; `name(path)` is for the message"
+    """Which of `(path, sha256, facts, rejected)` to set aside for having the same bytes as another;
+    `name(path)` is for the message"""
     groups, out = {}, {}
-    for path, sha, facts, rejected in files: groups.setdefault(sha, []).append((rejected, not facts.get('text'), path, facts))
+    for path, sha, facts, rejected in files:
+        groups.setdefault(sha, []).append((rejected, not facts.get('text'), path, facts))
     for g in groups.values():
-        g.sort(key=lambda v: v[:2]); names = [v[2] for v in g]
+        g.sort(key=lambda v: v[:2])
+        names = [v[2] for v in g]
         if contradict([v[3] for v in g]):
-            out |= {p: AudioError('contradicting_duplicate', f'same bytes as {", ".join(name(q) for q in names if q != p)}') for p in names}
-        else: out |= {p: AudioError('duplicate', f'same bytes as {name(names[0])}') for p in names[1:]}
+            out |= {
+                p: AudioError(
+                    'contradicting_duplicate', f'same bytes as {", ".join(name(q) for q in names if q != p)}'
+                )
+                for p in names
+            }
+        else:
+            out |= {p: AudioError('duplicate', f'same bytes as {name(names[0])}') for p in names[1:]}
     return out
 
 # %% ../nbs/02_corpora.ipynb #e86c1b75
@@ -368,38 +432,82 @@ def one_spelling(clips: list[Clip]) -> tuple[list[Clip], list[str]]:  # (clips, 
     return [replace(c, speaker=spelled[c.corpus, c.speaker]) for c in clips], [note]
 
 # %% ../nbs/02_corpora.ipynb #8168ca76
-def read(reader: Reader, verify: str = 'strict') -> Corpus:  # verify: 'strict' (rate and published bytes) | 'rate' | 'off'
+def read(
+    reader: Reader, verify: str = 'strict'
+) -> Corpus:  # verify: 'strict' (rate and published bytes) | 'rate' | 'off'
     "Every file below the reader's folder as a clip or as a quarantine row"
-    if verify not in ('strict', 'rate', 'off'): raise ValueError(f"verify = {verify!r}: choose 'strict', 'rate' or 'off'")
-    out = Corpus(reader.name, reader.folder); files = reader.files()
-    found = thread_map(lambda p: examine(reader, p, verify), files, desc=f'read {reader.name}', unit='file', max_workers=cores(), leave=False)
+    if verify not in ('strict', 'rate', 'off'):
+        raise ValueError(f"verify = {verify!r}: choose 'strict', 'rate' or 'off'")
+    out = Corpus(reader.name, reader.folder)
+    files = reader.files()
+    found = thread_map(
+        lambda p: examine(reader, p, verify),
+        files,
+        desc=f'read {reader.name}',
+        unit='file',
+        max_workers=cores(),
+        leave=False,
+    )
     twins, taken = {}, set()
-    for name, sha in reader.checksums.items(): twins.setdefault(sha, []).append(name)
+    for name, sha in reader.checksums.items():
+        twins.setdefault(sha, []).append(name)
     listed = [(n, sha) for sha, names in twins.items() if len(names) > 1 for n in names]
-    conflicts = label_conflicts([(p, f['sha256'], f, bool(e)) for p, f, e in found if 'sha256' in f and f.get('emotion')])
+    conflicts = label_conflicts(
+        [(p, f['sha256'], f, bool(e)) for p, f, e in found if 'sha256' in f and f.get('emotion')]
+    )
     for p, f, errors in found:
         key = f.get('key')
-        twin = [n for n, sha in listed if f.get('sha256', '').startswith(sha) and n != key and contradict([reader.parse(PurePosixPath(n)), f])]
+        twin = [
+            n
+            for n, sha in listed
+            if f.get('sha256', '').startswith(sha)
+            and n != key
+            and contradict([reader.parse(PurePosixPath(n)), f])
+        ]
         if p in conflicts: errors = errors + [conflicts[p]]
-        elif twin and key in reader.checksums: errors = errors + [AudioError('contradicting_duplicate', f'published with the same bytes as {twin[0]}')]
-        if errors: out.reject(p, errors); continue
-        name = f'{reader.name}/{p.with_suffix("")}'; name = f'{reader.name}/{p}' if name in taken else name; taken.add(name)          # a.wav beside a.flac
-        out.clips.append(Clip(id=name, source=str(p), **dict(corpus=reader.name, licence=reader.licence) | {k: v for k, v in f.items() if k != 'key'}))
+        elif twin and key in reader.checksums:
+            errors = errors + [
+                AudioError('contradicting_duplicate', f'published with the same bytes as {twin[0]}')
+            ]
+        if errors:
+            out.reject(p, errors)
+            continue
+        # a.wav beside a.flac
+        name = f'{reader.name}/{p.with_suffix("")}'
+        name = f'{reader.name}/{p}' if name in taken else name
+        taken.add(name)
+        out.clips.append(
+            Clip(
+                id=name,
+                source=str(p),
+                **dict(corpus=reader.name, licence=reader.licence)
+                | {k: v for k, v in f.items() if k != 'key'},
+            )
+        )
     out.expected = {str(p) for p in files if reader.lists(p) or p.suffix.lower() in reader.suffixes}
     out.clips, notes = one_spelling(out.clips)
     out.notes = [*reader.remarks(), *notes]
-    if not out.clips: out.looks_like = next((k for k, c in CORPORA.items() if c is not type(reader) and c.matches(reader.folder)), '')
+    if not out.clips:
+        out.looks_like = next(
+            (k for k, c in CORPORA.items() if c is not type(reader) and c.matches(reader.folder)), ''
+        )
     return out
 
 # %% ../nbs/02_corpora.ipynb #d6abcdf2
 def published(name: str) -> list[str]:  # hex
     "Checksums of a corpus's files in the order of its name generator (`assets/hashes.npz`)"
-    with np.load(assets('hashes.npz'), allow_pickle=False) as f: return [row.tobytes().hex() for row in f[name]]
+    with np.load(assets('hashes.npz'), allow_pickle=False) as f:
+        return [row.tobytes().hex() for row in f[name]]
 
 def ravdess_names() -> list[str]:
     "The 1,440 names of the speech archive, sorted"
-    fields = itertools.product(range(1, 25), range(1, 9), (1, 2), (1, 2), (1, 2))                       # actor, emotion, intensity, statement, repetition
-    return sorted(f'Actor_{n:02}/03-01-{e:02}-{i:02}-{s:02}-{r:02}-{n:02}.wav' for n, e, i, s, r in fields if (e, i) != (1, 2))
+    # actor, emotion, intensity, statement, repetition
+    fields = itertools.product(range(1, 25), range(1, 9), (1, 2), (1, 2), (1, 2))
+    return sorted(
+        f'Actor_{n:02}/03-01-{e:02}-{i:02}-{s:02}-{r:02}-{n:02}.wav'
+        for n, e, i, s, r in fields
+        if (e, i) != (1, 2)
+    )
 
 @register
 class Ravdess(Reader):
@@ -407,12 +515,15 @@ class Ravdess(Reader):
     name, licence, url, rate = 'ravdess', 'CC BY-NC-SA 4.0', 'https://zenodo.org/records/1188976', 48_000
     grammar = re.compile(r'(\d\d)-(\d\d)-(\d\d)-(\d\d)-(\d\d)-(\d\d)-(\d\d)\.(?i:(wav|flac))$')
     statements = {'01': 'Kids are talking by the door.', '02': 'Dogs are sitting by the door.'}
+
     @classmethod
     def matches(cls, folder):
         names = ('Actor_[0-9][0-9]', '*/Actor_[0-9][0-9]', '0?-0?-0?-0?-0?-0?-??.[wW][aA][vV]')
         return any(any(folder.glob(g)) for g in names)
+
     def __init__(self, folder):
-        super().__init__(folder); table, meta = self.folder/'statements.csv', self.folder/'corpus.csv'
+        super().__init__(folder)
+        table, meta = self.folder / 'statements.csv', self.folder / 'corpus.csv'
         if table.exists():
             rows = csv_table(table, self.read_text(table), need=('code', 'text'))[1]
             self.statements = self.statements | {r['code']: r['text'] for _, r in rows}
@@ -431,57 +542,98 @@ def parse(self: Ravdess, path: PurePosixPath) -> dict:
     m = self.grammar.match(path.name)
     if not m: raise AudioError('wrong_name', 'not MM-CC-EE-II-SS-RR-AA.wav')
     mod, chan, emo, inten, stat, rep, actor, _ = m.groups()
-    if mod != '03' or chan != '01': raise AudioError('wrong_channel', f'modality {mod}, vocal channel {chan}; speech audio is 03-01')
+    if mod != '03' or chan != '01':
+        raise AudioError('wrong_channel', f'modality {mod}, vocal channel {chan}; speech audio is 03-01')
     if not 1 <= int(emo) <= 8: raise AudioError('unknown_emotion', f'emotion code {emo}')
-    if inten not in ('01', '02') or rep not in ('01', '02') or stat not in self.statements or actor == '00' or (emo, inten) == ('01', '02'):
+    if (
+        inten not in ('01', '02')
+        or rep not in ('01', '02')
+        or stat not in self.statements
+        or actor == '00'
+        or (emo, inten) == ('01', '02')
+    ):
         raise AudioError('wrong_name', 'impossible field value')
-    facts = dict(speaker=actor, sex='male' if int(actor) % 2 else 'female', emotion=EMOTIONS[int(emo)-1], intensity='normal' if inten == '01' else 'strong',
-                 sentence=stat, text=self.statements[stat], key=f'Actor_{actor}/{path.stem}.wav')
+    facts = dict(
+        speaker=actor,
+        sex='male' if int(actor) % 2 else 'female',
+        emotion=EMOTIONS[int(emo) - 1],
+        intensity='normal' if inten == '01' else 'strong',
+        sentence=stat,
+        text=self.statements[stat],
+        key=f'Actor_{actor}/{path.stem}.wav',
+    )
     folder = path.parent.name
-    if re.fullmatch(r'Actor_\d\d', folder) and folder != f'Actor_{actor}': raise AudioError('folder_mismatch', f'actor {actor} in {folder}', facts)
+    if re.fullmatch(r'Actor_\d\d', folder) and folder != f'Actor_{actor}':
+        raise AudioError('folder_mismatch', f'actor {actor} in {folder}', facts)
     return facts
 
 # %% ../nbs/02_corpora.ipynb #2a8d1319
-CREMAD = dict(IEO="It's eleven o'clock.", TIE='That is exactly what happened.', IOM="I'm on my way to the meeting.", IWW='I wonder what this is about.',
-              TAI='The airplane is almost full.', MTI='Maybe tomorrow it will be cold.', IWL='I would like a new alarm clock.',
-              ITH="I think I have a doctor's appointment.",
-              DFA="Don't forget a jacket.", ITS="I think I've seen this before.", TSI='The surface is slick.', WSI="We'll stop in a couple of minutes.")
+CREMAD = dict(
+    IEO="It's eleven o'clock.",
+    TIE='That is exactly what happened.',
+    IOM="I'm on my way to the meeting.",
+    IWW='I wonder what this is about.',
+    TAI='The airplane is almost full.',
+    MTI='Maybe tomorrow it will be cold.',
+    IWL='I would like a new alarm clock.',
+    ITH="I think I have a doctor's appointment.",
+    DFA="Don't forget a jacket.",
+    ITS="I think I've seen this before.",
+    TSI='The surface is slick.',
+    WSI="We'll stop in a couple of minutes.",
+)
 CREMAD_CODES = dict(ANG='angry', DIS='disgust', FEA='fearful', HAP='happy', NEU='neutral', SAD='sad')
 CREMAD_ABSENT = {'1008_WSI', '1009_MTI', '1019_ITH', '1002_TIE_NEU', '1076_ITS_NEU'}      # never recorded
 
 def cremad_names() -> list[str]:
     "The 7,442 names of `AudioWAV`, sorted"
     cells = itertools.product(range(1001, 1092), CREMAD, CREMAD_CODES, ('LO', 'MD', 'HI', 'XX'))
-    recorded = lambda a, s, e, l: (l != 'XX') == (s == 'IEO' and e != 'NEU') and not {f'{a}_{s}', f'{a}_{s}_{e}'} & CREMAD_ABSENT
+    recorded = lambda a, s, e, l: (
+        (l != 'XX') == (s == 'IEO' and e != 'NEU') and not {f'{a}_{s}', f'{a}_{s}_{e}'} & CREMAD_ABSENT
+    )
     return sorted(f'{a}_{s}_{e}_{l}.wav' for a, s, e, l in cells if recorded(a, s, e, l))
 
 # %% ../nbs/02_corpora.ipynb #7f27317a
 @register
 class CremaD(Reader):
     "Cao et al. 2014: 91 actors, 6 emotions, 12 sentences, votes of 2,443 listeners"
-    name, licence, url, rate = 'cremad', 'ODbL 1.0 and DbCL 1.0', 'https://github.com/CheyneyComputerScience/CREMA-D', 16_000
+    name, licence, url, rate = (
+        'cremad',
+        'ODbL 1.0 and DbCL 1.0',
+        'https://github.com/CheyneyComputerScience/CREMA-D',
+        16_000,
+    )
     suffixes, documents = {'.wav'}, Reader.documents | {'.r'}
     grammar = re.compile(r'(\d{4})_([A-Z]{3})_([A-Z]{3})_([A-Z]{1,2})\.(?i:wav)$')
     levels = dict(LO='low', MD='medium', HI='high', XX='unspecified')
+
     @classmethod
     def matches(cls, folder):
-        if (folder/'VideoDemographics.csv').exists() or (folder/'AudioWAV').is_dir(): return True
+        if (folder / 'VideoDemographics.csv').exists() or (folder / 'AudioWAV').is_dir():
+            return True
         return any(folder.glob('1???_???_???_??.[wW][aA][vV]'))
-    def __init__(self, folder, tables: str|Path|None = None):
-        super().__init__(folder); self.checksums = dict(zip(cremad_names(), published('cremad')))
+
+    def __init__(self, folder, tables: str | Path | None = None):
+        super().__init__(folder)
+        self.checksums = dict(zip(cremad_names(), published('cremad')))
         about, heard = ('ActorID', 'Age', 'Sex', 'Race', 'Ethnicity'), (*'ADFHNS', 'fileName', 'emoVote')
         self.people = self.table('VideoDemographics.csv', tables, about).set_index('ActorID')
         v = self.table('processedResults/tabulatedVotes.csv', tables, heard)
-        self.votes = v[v.iloc[:, 0].astype(str).str.startswith('1')].set_index('fileName')            # ids 1xxxxx: by voice alone
+        # ids 1xxxxx: by voice alone
+        self.votes = v[v.iloc[:, 0].astype(str).str.startswith('1')].set_index('fileName')
+
     def table(self, name: str, tables=None, need: tuple = ()) -> pd.DataFrame:
         "A table of the publisher with the columns `need`, from `tables`, the folder, or the folder above"
         for d in filter(None, (tables, self.folder, self.folder.parent)):
-            path = Path(d)/name
+            path = Path(d) / name
             if not path.exists(): continue
             text = self.read_text(path)
             csv_table(path, text, need=need)
             return pd.read_csv(io.StringIO(text))
-        raise CorpusError(f'{name} of CREMA-D is neither in {self.folder} nor above it: copy it there from {self.url}, or name its folder with `--tables`')
+        raise CorpusError(
+            f'{name} of CREMA-D is neither in {self.folder} nor above it: copy it there from {self.url}, '
+            'or name its folder with `--tables`'
+        )
 
 # %% ../nbs/02_corpora.ipynb #ef5634e7
 @patch
@@ -492,19 +644,37 @@ def parse(self: CremaD, path: PurePosixPath) -> dict:
         raise AudioError('wrong_name', 'not AAAA_SSS_EEE_LL.wav with a known actor, sentence and level')
     if m[3] not in CREMAD_CODES: raise AudioError('unknown_emotion', m[3])
     key = f'{path.stem}.wav'
-    if key not in self.checksums or path.stem not in self.votes.index: raise AudioError('unlisted')
-    p, v = self.people.loc[int(m[1])], self.votes.loc[path.stem]; emotion = CREMAD_CODES[m[3]]; short = {e[0].upper(): e for e in CREMAD_CODES.values()}
-    votes = {e: int(v[k]) for k, e in short.items()}; perceived = ':'.join(short[k] for k in v.emoVote.split(':'))
-    return dict(speaker=m[1], sex=p.Sex.lower(), age=int(p.Age), background=f'{p.Race}, {p.Ethnicity}', emotion=emotion, intensity=self.levels[m[4]],
-                sentence=m[2], text=CREMAD[m[2]], votes=votes, perceived=perceived,
-                agreement=round(votes[emotion]/sum(votes.values()), 4), key=key)
+    if key not in self.checksums or path.stem not in self.votes.index:
+        raise AudioError('unlisted')
+    p, v = self.people.loc[int(m[1])], self.votes.loc[path.stem]
+    emotion = CREMAD_CODES[m[3]]
+    short = {e[0].upper(): e for e in CREMAD_CODES.values()}
+    votes = {e: int(v[k]) for k, e in short.items()}
+    perceived = ':'.join(short[k] for k in v.emoVote.split(':'))
+    return dict(
+        speaker=m[1],
+        sex=p.Sex.lower(),
+        age=int(p.Age),
+        background=f'{p.Race}, {p.Ethnicity}',
+        emotion=emotion,
+        intensity=self.levels[m[4]],
+        sentence=m[2],
+        text=CREMAD[m[2]],
+        votes=votes,
+        perceived=perceived,
+        agreement=round(votes[emotion] / sum(votes.values()), 4),
+        key=key,
+    )
 
 # %% ../nbs/02_corpora.ipynb #4675b003
 def heard(reader: CremaD) -> pd.DataFrame:
-    "Share of each intended emotion by what most listeners heard (a tie counts for each of its emotions in part), over the publisher's whole list"
-    six = [e for e in EMOTIONS if e in CREMAD_CODES.values()]; t = pd.DataFrame(0., index=six, columns=six)
+    """Share of each intended emotion by what most listeners heard (a tie counts for each of its emotions
+    in part), over the publisher's whole list"""
+    six = [e for e in EMOTIONS if e in CREMAD_CODES.values()]
+    t = pd.DataFrame(0.0, index=six, columns=six)
     for f in (reader.parse(PurePosixPath(n)) for n in cremad_names()):
-        for p in (said := f['perceived'].split(':')): t.loc[f['emotion'], p] += 1/len(said)
+        for p in (said := f['perceived'].split(':')):
+            t.loc[f['emotion'], p] += 1 / len(said)
     return t.div(t.sum(axis=1), axis=0).rename_axis(index='intended', columns='heard')
 
 # %% ../nbs/02_corpora.ipynb #19eeef3e
@@ -532,25 +702,47 @@ def transcripts(text: str) -> tuple[dict, list[int]]:  # ({recording: text}, lin
 @register
 class ESD(Reader):
     "Zhou et al. 2021: 10 English and 10 Mandarin speakers, 5 emotions, 350 parallel sentences"
-    name, licence, url, rate = 'esd', 'research only, on request', 'https://github.com/HLTSingapore/Emotional-Speech-Data', 16_000
-    emotions = dict(Neutral='neutral', Angry='angry', Happy='happy', Sad='sad', Surprise='surprised'); men = {4, 5, 6, 8, 10, 11, 12, 13, 14, 20}
+    name, licence, url, rate = (
+        'esd',
+        'research only, on request',
+        'https://github.com/HLTSingapore/Emotional-Speech-Data',
+        16_000,
+    )
+    emotions = dict(Neutral='neutral', Angry='angry', Happy='happy', Sad='sad', Surprise='surprised')
+    men = {4, 5, 6, 8, 10, 11, 12, 13, 14, 20}
+
     @classmethod
-    def matches(cls, folder): return any(folder.glob('00[012][0-9]/Neutral')) or any(folder.glob('*/00[012][0-9]/Neutral'))
+    def matches(cls, folder):
+        return any(folder.glob('00[012][0-9]/Neutral')) or any(folder.glob('*/00[012][0-9]/Neutral'))
+
     def __init__(self, folder):
-        super().__init__(folder); self.texts = {}
+        super().__init__(folder)
+        self.texts = {}
         for f in sorted(self.folder.rglob('00[0-9][0-9].txt')):
             texts, other = transcripts(self.read_text(f, 'gb18030' if chinese(f) else 'cp1252'))
             self.texts |= texts
             if not other: continue
             self.notes.append(f'{f.name}: no transcript in {len(other)} lines (first: line {other[0]})')
-        if not self.texts: raise CorpusError(f'no transcript (0001/0001.txt, ...) below {self.folder}: ESD ships them beside the audio')
+        if not self.texts:
+            raise CorpusError(
+                f'no transcript (0001/0001.txt, ...) below {self.folder}: ESD ships them beside the audio'
+            )
+
     def parse(self, path):
-        m = re.match(r'(00[012]\d)_(\d{6})\.(?i:wav)$', path.name); n = int(m[2]) if m else 0
-        if not m or not 1 <= n <= 1750 or not 1 <= int(m[1]) <= 20: raise AudioError('wrong_name', 'not SSSS_NNNNNN.wav')
-        facts = dict(speaker=m[1], sex='male' if int(m[1]) in self.men else 'female', emotion=[*self.emotions.values()][(n-1)//350],
-                     text=self.texts.get(path.stem, ''),
-                     sentence=f'{(n-1) % 350 + 1:03}', language='zh' if int(m[1]) <= 10 else 'en')
-        named = [self.emotions[p] for p in path.parts if p in self.emotions]; speaker = [p for p in path.parts[:-1] if re.fullmatch(r'00\d\d', p)]
+        m = re.match(r'(00[012]\d)_(\d{6})\.(?i:wav)$', path.name)
+        n = int(m[2]) if m else 0
+        if not m or not 1 <= n <= 1750 or not 1 <= int(m[1]) <= 20:
+            raise AudioError('wrong_name', 'not SSSS_NNNNNN.wav')
+        facts = dict(
+            speaker=m[1],
+            sex='male' if int(m[1]) in self.men else 'female',
+            emotion=[*self.emotions.values()][(n - 1) // 350],
+            text=self.texts.get(path.stem, ''),
+            sentence=f'{(n - 1) % 350 + 1:03}',
+            language='zh' if int(m[1]) <= 10 else 'en',
+        )
+        named = [self.emotions[p] for p in path.parts if p in self.emotions]
+        speaker = [p for p in path.parts[:-1] if re.fullmatch(r'00\d\d', p)]
         if named and named[-1] != facts['emotion'] or speaker and speaker[-1] != m[1]:
             raise AudioError('folder_mismatch', f'{path.name} in {path.parent}', facts)
         return facts
@@ -559,80 +751,177 @@ class ESD(Reader):
 @register
 class EmoDB(Reader):
     "Burkhardt et al. 2005: 10 German actors, 10 sentences, 7 emotions; judged by listeners before release"
-    name, licence, url, rate = 'emodb', 'free to use (CC0 in audEERING\'s edition); check your copy', 'http://emodb.bilderbar.info', 16_000
+    name, licence, url, rate = (
+        'emodb',
+        'free to use (CC0 in audEERING\'s edition); check your copy',
+        'http://emodb.bilderbar.info',
+        16_000,
+    )
     emotions = dict(W='angry', E='disgust', A='fearful', F='happy', T='sad', N='neutral')
-    speakers = {'03': ('male', 31), '08': ('female', 34), '09': ('female', 21), '10': ('male', 32), '11': ('male', 26),
-                '12': ('male', 30), '13': ('female', 32), '14': ('female', 35), '15': ('male', 25), '16': ('female', 31)}
-    texts = dict(a01='Der Lappen liegt auf dem Eisschrank.', a02='Das will sie am Mittwoch abgeben.', a04='Heute abend könnte ich es ihm sagen.',
-                 a05='Das schwarze Stück Papier befindet sich da oben neben dem Holzstück.', a07='In sieben Stunden wird es soweit sein.',
-                 b01='Was sind denn das für Tüten, die da unter dem Tisch stehen?', b02='Sie haben es gerade hochgetragen und jetzt gehen sie wieder runter.',
-                 b03='An den Wochenenden bin ich jetzt immer nach Hause gefahren und habe Agnes besucht.',
-                 b09='Ich will das eben wegbringen und dann mit Karl was trinken gehen.',
-                 b10='Die wird auf dem Platz sein, wo wir sie immer hinlegen.')
+    speakers = {
+        '03': ('male', 31),
+        '08': ('female', 34),
+        '09': ('female', 21),
+        '10': ('male', 32),
+        '11': ('male', 26),
+        '12': ('male', 30),
+        '13': ('female', 32),
+        '14': ('female', 35),
+        '15': ('male', 25),
+        '16': ('female', 31),
+    }
+    texts = dict(
+        a01='Der Lappen liegt auf dem Eisschrank.',
+        a02='Das will sie am Mittwoch abgeben.',
+        a04='Heute abend könnte ich es ihm sagen.',
+        a05='Das schwarze Stück Papier befindet sich da oben neben dem Holzstück.',
+        a07='In sieben Stunden wird es soweit sein.',
+        b01='Was sind denn das für Tüten, die da unter dem Tisch stehen?',
+        b02='Sie haben es gerade hochgetragen und jetzt gehen sie wieder runter.',
+        b03='An den Wochenenden bin ich jetzt immer nach Hause gefahren und habe Agnes besucht.',
+        b09='Ich will das eben wegbringen und dann mit Karl was trinken gehen.',
+        b10='Die wird auf dem Platz sein, wo wir sie immer hinlegen.',
+    )
+
     @classmethod
-    def matches(cls, folder): return any(folder.rglob('[01][0-9][ab][01][0-9][A-Z][a-z].[wW][aA][vV]'))
+    def matches(cls, folder):
+        return any(folder.rglob('[01][0-9][ab][01][0-9][A-Z][a-z].[wW][aA][vV]'))
+
     def parse(self, path):
         m = re.match(r'(\d\d)([ab]\d\d)([A-Z])([a-z])\.(?i:wav)$', path.name)
-        if not m or m[1] not in self.speakers or m[2] not in self.texts: raise AudioError('wrong_name', 'not SSTTTEv.wav')
-        if m[3] not in self.emotions: raise AudioError('unknown_emotion', 'boredom' if m[3] == 'L' else m[3])
+        if not m or m[1] not in self.speakers or m[2] not in self.texts:
+            raise AudioError('wrong_name', 'not SSTTTEv.wav')
+        if m[3] not in self.emotions:
+            raise AudioError('unknown_emotion', 'boredom' if m[3] == 'L' else m[3])
         sex, age = self.speakers[m[1]]
-        return dict(speaker=m[1], sex=sex, age=age, emotion=self.emotions[m[3]], sentence=m[2], text=self.texts[m[2]], language='de')
+        return dict(
+            speaker=m[1],
+            sex=sex,
+            age=age,
+            emotion=self.emotions[m[3]],
+            sentence=m[2],
+            text=self.texts[m[2]],
+            language='de',
+        )
 
 # %% ../nbs/02_corpora.ipynb #24708d62
 @register
 class LJSpeech(Reader):
     "Ito & Johnson 2017: one female reader, 13,100 clips"
     name, licence, url, rate = 'ljspeech', 'public domain', 'https://keithito.com/LJ-Speech-Dataset', 22_050
+
     @classmethod
     def matches(cls, folder):
         return any(any(folder.glob(g)) for g in ('wavs/LJ*.[wW][aA][vV]', 'LJ0*.[wW][aA][vV]'))
+
     def __init__(self, folder):
-        super().__init__(folder); t = next((d/'metadata.csv' for d in (self.folder, self.folder.resolve().parent) if (d/'metadata.csv').exists()), None)
-        if not t: raise CorpusError(f'{self.folder/"metadata.csv"} is missing: LJSpeech ships it beside `wavs`')
+        super().__init__(folder)
+        t = next(
+            (
+                d / 'metadata.csv'
+                for d in (self.folder, self.folder.resolve().parent)
+                if (d / 'metadata.csv').exists()
+            ),
+            None,
+        )
+        if not t:
+            raise CorpusError(f'{self.folder / "metadata.csv"} is missing: LJSpeech ships it beside `wavs`')
         self.texts = {}
         for line, fields in plain_fields(self.read_text(t), '|', quotes=False):
             if len(fields) not in (2, 3):
                 raise line_error(t, line, f'{len(fields)} fields: LJSpeech has id|text|text without digits')
             self.texts[fields[0].strip()] = fields[-1].strip()
+
     def parse(self, path):
         if not re.match(r'LJ\d{3}-\d{4}\.(?i:wav)$', path.name):
             raise AudioError('wrong_name', 'not LJ000-0000.wav')
-        return dict(speaker='LJ', sex='female', emotion='neutral', intensity='normal', sentence=path.stem, text=self.texts.get(path.stem, ''))
+        return dict(
+            speaker='LJ',
+            sex='female',
+            emotion='neutral',
+            intensity='normal',
+            sentence=path.stem,
+            text=self.texts.get(path.stem, ''),
+        )
 
 # %% ../nbs/02_corpora.ipynb #f8291f9b
-COLUMNS = dict(file=('file', 'file_name', 'filename', 'path', 'audio', 'wav', 'file_path', 'filepath',
-                    'audio_file', 'audio_path', 'audio_filepath', 'wav_file'),
-               text=('text', 'transcript', 'transcription', 'sentence'),
-               emotion=('emotion', 'label', 'style'),
-               speaker=('speaker', 'speaker_id', 'spk', 'client_id', 'speaker_name'),
-               sex=('sex', 'gender'),
-               intensity=('intensity',), licence=('licence', 'license'), language=('language', 'lang', 'locale'))
-SYNONYMS = dict(anger='angry', happiness='happy', joy='happy', sadness='sad', fear='fearful', afraid='fearful', disgusted='disgust',
-                surprise='surprised', calmness='calm', m='male', f='female')
+COLUMNS = dict(
+    file=(
+        'file',
+        'file_name',
+        'filename',
+        'path',
+        'audio',
+        'wav',
+        'file_path',
+        'filepath',
+        'audio_file',
+        'audio_path',
+        'audio_filepath',
+        'wav_file',
+    ),
+    text=('text', 'transcript', 'transcription', 'sentence'),
+    emotion=('emotion', 'label', 'style'),
+    speaker=('speaker', 'speaker_id', 'spk', 'client_id', 'speaker_name'),
+    sex=('sex', 'gender'),
+    intensity=('intensity',),
+    licence=('licence', 'license'),
+    language=('language', 'lang', 'locale'),
+)
+SYNONYMS = dict(
+    anger='angry',
+    happiness='happy',
+    joy='happy',
+    sadness='sad',
+    fear='fearful',
+    afraid='fearful',
+    disgusted='disgust',
+    surprise='surprised',
+    calmness='calm',
+    m='male',
+    f='female',
+)
 
 def common(v: str) -> str:
     "An emotion label in this project's terms"
-    v = str(v).strip().lower(); return SYNONYMS.get(v, v)
+    v = str(v).strip().lower()
+    return SYNONYMS.get(v, v)
 
 @register
 class Folder(Reader):
-    "Your own recordings, described by a table or by folder names; `emotion` labels what has no label, `name` is the corpus's, `own` are emotions of your own"
+    """Your own recordings, described by a table or by folder names; `emotion` labels what has no label,
+    `name` is the corpus's, `own` are emotions of your own"""
     name, licence, suffixes = 'folder', 'unknown', {'.wav', '.flac', '.ogg', '.opus', '.mp3'}
+
     @classmethod
-    def matches(cls, folder): return bool(cls.tables(folder)) or any(d.is_dir() and common(d.name) in EMOTIONS for d in folder.iterdir())
+    def matches(cls, folder):
+        return bool(cls.tables(folder)) or any(
+            d.is_dir() and common(d.name) in EMOTIONS for d in folder.iterdir()
+        )
+
     @staticmethod
     def tables(folder):
         tables = (p for p in Path(folder).glob('*') if p.suffix.lower() in ('.csv', '.tsv', '.jsonl'))
         return sorted(p for p in tables if p.name not in ('quarantine.csv', 'excluded.csv'))
+
     def __init__(self, folder, emotion: str = '', name: str = '', own: list[str] = ()):
-        super().__init__(folder); self.name = re.sub(r'\W+', '_', name or self.folder.resolve().name).lower()
+        super().__init__(folder)
+        self.name = re.sub(r'\W+', '_', name or self.folder.resolve().name).lower()
         self.emotion, self.rows, self.known = common(emotion), None, {*EMOTIONS, *own}
         t = self.tables(self.folder)
-        if bad := [e for e in own if not re.match(OWN_NAME, e)]: raise ValueError(f'emotion {bad[0]!r}: lower-case letters, digits, - and _, a letter first')
+        if bad := [e for e in own if not re.match(OWN_NAME, e)]:
+            raise ValueError(f'emotion {bad[0]!r}: lower-case letters, digits, - and _, a letter first')
         if self.emotion and self.emotion not in self.known:
-            raise ValueError(f'emotion {emotion!r}: choose one of {", ".join(EMOTIONS)}, or name your own with `--own {self.emotion}`')
+            raise ValueError(
+                f'emotion {emotion!r}: choose one of {", ".join(EMOTIONS)}, or name your own with `--own '
+                f'{self.emotion}`'
+            )
         t = [p for p in t if p.stem.lower() == 'metadata'] or t
-        if len(t) > 1: raise CorpusError(f'{len(t)} tables in {self.folder} ({", ".join(p.name for p in t)}): name the right one metadata{t[0].suffix}')
+        if len(t) > 1:
+            raise CorpusError(
+                f'{len(t)} tables in {self.folder} ({", ".join(p.name for p in t)}): name the right one '
+                f'metadata{t[0].suffix}'
+            )
         if t: self.rows = self.read_table(t[0])
 
 # %% ../nbs/02_corpora.ipynb #ae310b39
@@ -655,13 +944,14 @@ def table_of(path: Path, text: str) -> tuple[list[str], Rows]:  # (columns, rows
     head = text.lstrip('\n').split('\n')[0].split('|')
     known = any(plain_name(f) in names for f in head for names in COLUMNS.values())
     if separator == '|' and not known:
-        names = '|'.join(['file', 'text', 'normalized', 'more'][:len(head)])
+        names = '|'.join(['file', 'text', 'normalized', 'more'][: len(head)])
         raise CorpusError(f'{path.name} has LJSpeech\'s layout, recording|text without column names: '
                           f'make its first line {names}, and add a column `emotion` or give `--emotion`')
     return csv_table(path, text, separator)
 
 class Listing:
     "The files below a folder, to be found under names that were typed"
+
     def __init__(self, folder: Path, files: list[PurePosixPath]):
         self.folder, self.files = folder.resolve(), set(files)
         self.names, self.stems, self.ids = defaultdict(list), defaultdict(list), defaultdict(list)
@@ -670,20 +960,23 @@ class Listing:
             if f.suffix.lower() not in AUDIO: continue
             self.stems[self.fold(f.with_suffix(''))].append(f)
             self.ids[self.fold(f.stem)].append(f)
+
     def fold(self, path) -> str: return unicodedata.normalize('NFC', str(path)).casefold()
+
     def inside(self, typed: str) -> PurePosixPath:
         "The path as typed, relative if it leads into the folder"
         p = Path(typed)
         return PurePosixPath((p.relative_to(self.folder) if p.is_relative_to(self.folder) else p).as_posix())
+
     def find(self, typed: str) -> PurePosixPath:
         "The file that is meant: as typed, or the only one that differs in case, \\, Unicode form or suffix"
         path = self.inside(typed)
         if path in self.files: return path
-        if os.path.isfile(self.folder/path):                                    # through a link
-            real = self.inside(str((self.folder/path).resolve()))
+        if os.path.isfile(self.folder / path):  # through a link
+            real = self.inside(str((self.folder / path).resolve()))
             return real if real in self.files else path
         name = PurePosixPath(str(path).replace('\\', '/'))
-        stem = str(name)[:-len(name.suffix)] if name.suffix.lower() in AUDIO else str(name)
+        stem = str(name)[: -len(name.suffix)] if name.suffix.lower() in AUDIO else str(name)
         ids = self.ids if stem == str(name) and '/' not in stem else {}
         for group, key in ((self.names, name), (self.stems, stem), (ids, stem)):
             same = group.get(self.fold(key), [])
@@ -701,14 +994,17 @@ def read_table(self: Folder, path: Path) -> dict:  # {path below the folder: [fa
         raise CorpusError(f'{path.name} has the columns {names}: it needs `file` and `emotion` '
                           '(or one emotion for all, `--emotion`), and `text` to train on')
     other = [c[:40] for c in columns if c not in have.values() and any(r.get(c) for _, r in rows)]
-    if other: self.notes.append(f'{path.name}: not understood and not used: column {", ".join(other)}')
+    if other:
+        self.notes.append(f'{path.name}: not understood and not used: column {", ".join(other)}')
     listing, out, moved = Listing(self.folder, Reader.files(self)), {}, []
     for line, r in rows:
         typed = r.get(have['file'], '')
         if not typed: raise line_error(path, line, f'no file name in the column {have["file"]}')
         file = listing.find(typed)
         if file != listing.inside(typed): moved.append(f'{typed} is {file}')
-        out.setdefault(file, []).append({k: r.get(c, '') for k, c in have.items() if c and k != 'file'})
+        out.setdefault(file, []).append(
+            {k: r.get(c, '') for k, c in have.items() if c and k != 'file'}
+        )
     if moved:
         self.notes.append(f'{path.name}: {len(moved)} files were found under another spelling '
                           f'(first: {moved[0]})')
@@ -730,38 +1026,62 @@ def parse(self: Folder, path: PurePosixPath) -> dict:
     if self.rows is not None:
         if path not in self.rows: raise AudioError('unlisted', 'the table has no row for it')
         r, *more = self.rows[path]
-        if any(m != r for m in more): raise AudioError('contradicting_duplicate', f'{1 + len(more)} rows of the table say different things about it')
+        if any(m != r for m in more):
+            raise AudioError(
+                'contradicting_duplicate', f'{1 + len(more)} rows of the table say different things about it'
+            )
     else:
-        txt = (self.folder/path).with_suffix('.txt')
+        txt = (self.folder / path).with_suffix('.txt')
         r = dict(text=self.read_text(txt).strip() if txt.exists() else '',
                  emotion=next((p for p in path.parts[-2::-1] if common(p) in self.known), path.parent.name))
     emotion = common(r.get('emotion') or self.emotion)
     if emotion not in self.known: raise AudioError('unknown_emotion', repr(emotion))
-    text = r.get('text', '').strip(); given = {k: v for k, v in r.items() if v}; usual = dict(speaker='one', sentence=text.lower() or path.stem)
-    sex = common(r.get('sex', '')); return usual | given | dict(emotion=emotion, text=text, sex=sex if sex in ('male', 'female') else 'unknown')
+    text = r.get('text', '').strip()
+    given = {k: v for k, v in r.items() if v}
+    usual = dict(speaker='one', sentence=text.lower() or path.stem)
+    sex = common(r.get('sex', ''))
+    return (
+        usual | given | dict(emotion=emotion, text=text, sex=sex if sex in ('male', 'female') else 'unknown')
+    )
 
 # %% ../nbs/02_corpora.ipynb #539bb27d
-def reader_for(source: str|Path, corpus: str = 'auto', **kw) -> Reader:
+def reader_for(source: str | Path, corpus: str = 'auto', **kw) -> Reader:
     "The reader of `source`: `'embedded'`, or a folder; `corpus` is a name in `CORPORA` or 'auto'"
     folder = assets('corpus') if str(source) == 'embedded' else Path(source)
     if not folder.is_dir():
-        raise FileNotFoundError(f"source {str(source)!r} is no folder: give 'embedded', a prepared dataset, or a folder of recordings "
-                                '(RAVDESS: the one that holds Actor_01, Actor_02, ...)')
-    if corpus != 'auto' and corpus not in CORPORA: raise ValueError(f'unknown corpus {corpus!r}; known: auto, {", ".join(CORPORA)}')
+        raise FileNotFoundError(
+            f"source {str(source)!r} is no folder: give 'embedded', a prepared dataset, or a folder of "
+            "recordings "
+            '(RAVDESS: the one that holds Actor_01, Actor_02, ...)'
+        )
+    if corpus != 'auto' and corpus not in CORPORA:
+        raise ValueError(f'unknown corpus {corpus!r}; known: auto, {", ".join(CORPORA)}')
     cls = CORPORA.get(corpus) or next((c for c in CORPORA.values() if c.matches(folder)), None)
     known = ', '.join(k for k in CORPORA if k != 'folder')
-    if not cls: raise CorpusError(f"{folder} is in nobody's layout: no {known} files, no table with `file` and `emotion`, no folders named after emotions")
+    if not cls:
+        raise CorpusError(
+            f"{folder} is in nobody's layout: no {known} files, no table with `file` and `emotion`, no "
+            "folders named after emotions"
+        )
     if bad := set(kw) - set(inspect.signature(cls).parameters):
         raise ValueError(f'{cls.name} has no option {", ".join("--" + b for b in sorted(bad))}: it is for '
                          f'{"CREMA-D" if "tables" in bad else "a folder of your own"}')
     return cls(folder, **kw)
 
-def read_corpus(source: str|Path = 'embedded', corpus: str = 'auto', verify: str = 'strict', max_rejected: float = .1, **kw) -> Corpus:
-    "Clips of the embedded corpus or of a folder of recordings; raises `CorpusError` where too little is usable"
+def read_corpus(
+    source: str | Path = 'embedded',
+    corpus: str = 'auto',
+    verify: str = 'strict',
+    max_rejected: float = 0.1,
+    **kw,
+) -> Corpus:
+    """Clips of the embedded corpus or of a folder of recordings; raises `CorpusError` where too little is
+    usable"""
     return read(reader_for(source, corpus, **kw), verify).accept(max_rejected)
 
 # %% ../nbs/02_corpora.ipynb #401f0c4f
-class DownloadError(OSError): "A download that cannot be completed; the message names the file and the way around"
+class DownloadError(OSError):
+    "A download that cannot be completed; the message names the file and the way around"
 
 def digest(path: Path, algorithm: str) -> str:
     "Hash of a file by `algorithm`, hexadecimal"
@@ -770,34 +1090,75 @@ def digest(path: Path, algorithm: str) -> str:
 def receive(client: httpx.Client, url: str, part: Path, bar):
     "One attempt: append what is missing to `part`"
     have = part.stat().st_size if part.exists() else 0
-    with client.stream('GET', url, headers={'Accept-Encoding': 'identity'} | ({'Range': f'bytes={have}-'} if have else {})) as r:
-        if r.status_code == 416 and have: return                                         # nothing beyond what we have
-        r.raise_for_status(); resumed = r.status_code == 206 and r.headers.get('content-range', f'bytes {have}-').startswith(f'bytes {have}-')
-        if r.status_code == 206 and not resumed: part.unlink(missing_ok=True); raise httpx.ReadError('the server continued at another place than asked')
-        bar.reset(total=int(r.headers.get('content-length', 0)) + have*resumed or None); bar.update(have*resumed)
+    with client.stream(
+        'GET', url, headers={'Accept-Encoding': 'identity'} | ({'Range': f'bytes={have}-'} if have else {})
+    ) as r:
+        if r.status_code == 416 and have: return  # nothing beyond what we have
+        r.raise_for_status()
+        resumed = r.status_code == 206 and r.headers.get('content-range', f'bytes {have}-').startswith(
+            f'bytes {have}-'
+        )
+        if r.status_code == 206 and not resumed:
+            part.unlink(missing_ok=True)
+            raise httpx.ReadError('the server continued at another place than asked')
+        bar.reset(total=int(r.headers.get('content-length', 0)) + have * resumed or None)
+        bar.update(have * resumed)
         with open(part, 'ab' if resumed else 'wb') as f:
-            for chunk in r.iter_raw(): f.write(chunk); bar.update(len(chunk))
+            for chunk in r.iter_raw():
+                f.write(chunk)
+                bar.update(len(chunk))
 
 # %% ../nbs/02_corpora.ipynb #ce10368e
-def fetch(url: str, dest: Path, algorithm: str, checksum: str, client: httpx.Client|None = None, tries: int = 5, pause: float = 1.,
-          show: bool = True, by_hand: str = 'download it by hand') -> Path:
-    "Download `url` to `dest`, resumed, retried and verified; a complete file is not fetched again. A try that brought something does not count"
-    dest = Path(dest); part = dest.with_name(dest.name + '.part'); dest.parent.mkdir(parents=True, exist_ok=True)
-    wrong = k = 0; why = ''
+def fetch(
+    url: str,
+    dest: Path,
+    algorithm: str,
+    checksum: str,
+    client: httpx.Client | None = None,
+    tries: int = 5,
+    pause: float = 1.0,
+    show: bool = True,
+    by_hand: str = 'download it by hand',
+) -> Path:
+    """Download `url` to `dest`, resumed, retried and verified; a complete file is not fetched again. A try
+    that brought something does not count"""
+    dest = Path(dest)
+    part = dest.with_name(dest.name + '.part')
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    wrong = k = 0
+    why = ''
     if dest.exists() and digest(dest, algorithm) == checksum: return dest
-    client = client or httpx.Client(follow_redirects=True, timeout=60); size = lambda: part.stat().st_size if part.exists() else 0
+    client = client or httpx.Client(follow_redirects=True, timeout=60)
+    size = lambda: part.stat().st_size if part.exists() else 0
     with tqdm(desc=dest.name, unit='B', unit_scale=True, disable=not show, leave=False) as bar:
         while k < tries and wrong < 2:
             before = size()
-            try: receive(client, url, part, bar)
+            try:
+                receive(client, url, part, bar)
             except (httpx.HTTPStatusError, httpx.RequestError) as e:
                 status = e.response.status_code if isinstance(e, httpx.HTTPStatusError) else 0
-                why = f'the server answered {status}' if status else f'no connection, or a broken one ({type(e).__name__})'
-                if status and status < 500 and status not in (408, 429): raise DownloadError(f'{url} answered {status}: {by_hand}') from None
-                k = 0 if size() > before else k + 1; time.sleep(pause*2**k/2); continue
-            if (got := digest(part, algorithm)) == checksum: os.replace(part, dest); return dest
-            with open(part, 'rb') as f: pointer = f.read(40).startswith(b'version https://git-lfs')
-            why = 'the server sent a Git LFS pointer instead of the audio' if pointer else f'{algorithm} {got}, published {checksum}'; part.unlink(); wrong += 1
+                why = (
+                    f'the server answered {status}'
+                    if status
+                    else f'no connection, or a broken one ({type(e).__name__})'
+                )
+                if status and status < 500 and status not in (408, 429):
+                    raise DownloadError(f'{url} answered {status}: {by_hand}') from None
+                k = 0 if size() > before else k + 1
+                time.sleep(pause * 2**k / 2)
+                continue
+            if (got := digest(part, algorithm)) == checksum:
+                os.replace(part, dest)
+                return dest
+            with open(part, 'rb') as f:
+                pointer = f.read(40).startswith(b'version https://git-lfs')
+            why = (
+                'the server sent a Git LFS pointer instead of the audio'
+                if pointer
+                else f'{algorithm} {got}, published {checksum}'
+            )
+            part.unlink()
+            wrong += 1
     raise DownloadError(f'{dest.name} from {url}: {why}. Run it again to continue, or {by_hand}')
 
 # %% ../nbs/02_corpora.ipynb #9afdb0f5
@@ -805,65 +1166,115 @@ def unzip(archive: Path, folder: Path, limit: int = 4 << 30) -> Path:
     "Extract `archive` below `folder`; continues where it was interrupted"
     folder = Path(folder)
     with zipfile.ZipFile(archive) as z:
-        files = [i for i in z.infolist() if not i.is_dir()]; root = folder.resolve()
+        files = [i for i in z.infolist() if not i.is_dir()]
+        root = folder.resolve()
         for i in files:
             link = (i.external_attr >> 16) & 0o170000 == 0o120000
-            if link or '\\' in i.filename or not (root/i.filename).resolve().is_relative_to(root):
-                raise DownloadError(f'{Path(archive).name}: the member {i.filename!r} would leave the folder; nothing was unpacked')
+            if link or '\\' in i.filename or not (root / i.filename).resolve().is_relative_to(root):
+                raise DownloadError(
+                    f'{Path(archive).name}: the member {i.filename!r} would leave the folder; nothing was '
+                    'unpacked'
+                )
         if sum(i.file_size for i in files) > limit:
-            raise DownloadError(f'{Path(archive).name} would unpack to more than {limit >> 30} GiB; nothing was unpacked')
+            raise DownloadError(
+                f'{Path(archive).name} would unpack to more than {limit >> 30} GiB; nothing was unpacked'
+            )
         for stale in folder.rglob('.*.tmp'): stale.unlink()
         for i in tqdm(files, desc='unpack', unit='file', leave=False):
-            p = folder/i.filename
-            if p.exists() and p.stat().st_size == i.file_size and zlib.crc32(p.read_bytes()) == i.CRC: continue
+            p = folder / i.filename
+            if p.exists() and p.stat().st_size == i.file_size and zlib.crc32(p.read_bytes()) == i.CRC:
+                continue
             atomic_write(p, z.read(i))
     return folder
 
 # %% ../nbs/02_corpora.ipynb #c0aa9ce2
 @patch(cls_method=True)
-def download(cls: Ravdess, folder: Path, mirror: str = 'https://zenodo.org/records/1188976/files', **kw) -> Path:
+def download(
+    cls: Ravdess, folder: Path, mirror: str = 'https://zenodo.org/records/1188976/files', **kw
+) -> Path:
     "`Audio_Speech_Actors_01-24.zip` (208 MB) from Zenodo, verified and unpacked"
-    folder, name = Path(folder), 'Audio_Speech_Actors_01-24.zip'; folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder/'.ravdess.lock'):                                              # two downloads into one folder take turns
-        by_hand = f'put {name} into {folder} and run again, or unpack it and give the folder that holds Actor_01 with `--source`'
-        return unzip(fetch(f'{mirror}/{name}', folder/name, 'md5', kw.pop('md5', 'bc696df654c87fed845eb13823edef8a'), by_hand=by_hand, **kw), folder/'ravdess')
+    folder, name = Path(folder), 'Audio_Speech_Actors_01-24.zip'
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / '.ravdess.lock'):  # two downloads into one folder take turns
+        by_hand = (
+            f'put {name} into {folder} and run again, or unpack it and give the folder that holds '
+            'Actor_01 with `--source`'
+        )
+        return unzip(
+            fetch(
+                f'{mirror}/{name}',
+                folder / name,
+                'md5',
+                kw.pop('md5', 'bc696df654c87fed845eb13823edef8a'),
+                by_hand=by_hand,
+                **kw,
+            ),
+            folder / 'ravdess',
+        )
 
 # %% ../nbs/02_corpora.ipynb #55cb7e9b
 CLONE = 'clone the repository with git-lfs and give its folder with `--source`'
-CREMAD_TABLES = {'VideoDemographics.csv': 'e33ddc8b60bedf98541735801127cbb67098b5957271adbdd5dea8a44294eec3',
-                 'SentenceFilenames.csv': 'd88cb50e84bbc30b2e159cdfc25e1cf87777ad97c7c41d6ab8f75d3383b8f740',
-                 'processedResults/summaryTable.csv': 'fb0e382700d32c0d9adc0c6815292215a36bcf912f2657048862c91e3bd2b317',
-                 'processedResults/tabulatedVotes.csv': '774d9d759cb5caf2542758a39eca8c0f1d2777f9987ff5d5adf8066d192f377b'}
+CREMAD_TABLES = {
+    'VideoDemographics.csv': 'e33ddc8b60bedf98541735801127cbb67098b5957271adbdd5dea8a44294eec3',
+    'SentenceFilenames.csv': 'd88cb50e84bbc30b2e159cdfc25e1cf87777ad97c7c41d6ab8f75d3383b8f740',
+    'processedResults/summaryTable.csv': 'fb0e382700d32c0d9adc0c6815292215a36bcf912f2657048862c91e3bd2b317',
+    'processedResults/tabulatedVotes.csv': '774d9d759cb5caf2542758a39eca8c0f1d2777f9987ff5d5adf8066d192f377b',
+}
 
 @patch(cls_method=True)
 def download(cls: CremaD, folder: Path, mirror: str = 'https://github.com/CheyneyComputerScience/CREMA-D',
              names: list[str]|None = None, tables: dict = CREMAD_TABLES, **kw) -> Path:
     "Tables, and `AudioWAV` (606 MB) through the Git LFS batch API, every file verified"
-    folder = Path(folder)/'cremad'; folder.mkdir(parents=True, exist_ok=True); every = cremad_names(); sha = dict(zip(every, published('cremad')))
-    client = kw.setdefault('client', httpx.Client(follow_redirects=True, timeout=60)); kw['by_hand'] = CLONE
-    with np.load(assets('hashes.npz'), allow_pickle=False) as f: size = dict(zip(every, f['cremad_bytes'].tolist()))
-    here = lambda n: (p := folder/'AudioWAV'/n).exists() and p.stat().st_size == size[n] and digest(p, 'sha256') == sha[n]
-    with FileLock(folder/'.lock'):
-        for t, h in tables.items(): fetch(f'{mirror}/raw/master/{t}', folder/t, 'sha256', h, **kw)
+    folder = Path(folder) / 'cremad'
+    folder.mkdir(parents=True, exist_ok=True)
+    every = cremad_names()
+    sha = dict(zip(every, published('cremad')))
+    client = kw.setdefault('client', httpx.Client(follow_redirects=True, timeout=60))
+    kw['by_hand'] = CLONE
+    with np.load(assets('hashes.npz'), allow_pickle=False) as f:
+        size = dict(zip(every, f['cremad_bytes'].tolist()))
+    here = lambda n: (
+        (p := folder / 'AudioWAV' / n).exists()
+        and p.stat().st_size == size[n]
+        and digest(p, 'sha256') == sha[n]
+    )
+    with FileLock(folder / '.lock'):
+        for t, h in tables.items():
+            fetch(f'{mirror}/raw/master/{t}', folder / t, 'sha256', h, **kw)
         todo = [n for n in names or every if not here(n)]
         with tqdm(total=len(todo), desc='CREMA-D', unit='file', leave=False) as bar:
             for i in range(0, len(todo), 100):
-                urls = lfs_batch(client, mirror, [(sha[n], size[n]) for n in todo[i:i+100]])
-                def one(n): fetch(urls[sha[n]], folder/'AudioWAV'/n, 'sha256', sha[n], **kw | dict(show=False)); bar.update()
-                thread_map(one, todo[i:i+100], max_workers=8, disable=True)
+                urls = lfs_batch(client, mirror, [(sha[n], size[n]) for n in todo[i : i + 100]])
+
+                def one(n):
+                    fetch(urls[sha[n]], folder / 'AudioWAV' / n, 'sha256', sha[n], **kw | dict(show=False))
+                    bar.update()
+
+                thread_map(one, todo[i : i + 100], max_workers=8, disable=True)
     return folder
 
 # %% ../nbs/02_corpora.ipynb #a50fa189
-def lfs_batch(client: httpx.Client, repo: str, objects: list[tuple[str, int]], tries: int = 4, pause: float = 1.) -> dict:  # {sha256: url}
+def lfs_batch(
+    client: httpx.Client, repo: str, objects: list[tuple[str, int]], tries: int = 4, pause: float = 1.0
+) -> dict:  # {sha256: url}
     "Addresses of Git LFS objects `(sha256, bytes)` (git-lfs, docs/api/batch.md)"
     head = {'Accept': 'application/vnd.git-lfs+json', 'Content-Type': 'application/vnd.git-lfs+json'}
     ask = dict(operation='download', transfers=['basic'], objects=[dict(oid=o, size=n) for o, n in objects])
     for k in range(tries):
-        try: r = client.post(f'{repo}.git/info/lfs/objects/batch', headers=head, json=ask); why = f'answered {r.status_code}'
-        except httpx.RequestError as e: why = f'did not answer ({type(e).__name__})'; r = None
+        try:
+            r = client.post(f'{repo}.git/info/lfs/objects/batch', headers=head, json=ask)
+            why = f'answered {r.status_code}'
+        except httpx.RequestError as e:
+            why = f'did not answer ({type(e).__name__})'
+            r = None
         if r is not None and r.status_code < 500 and r.status_code != 429: break
-        time.sleep(pause*2**k)
-    if r is None or r.status_code != 200: raise DownloadError(f'the Git LFS endpoint of {repo} {why}: {CLONE}')
+        time.sleep(pause * 2**k)
+    if r is None or r.status_code != 200:
+        raise DownloadError(f'the Git LFS endpoint of {repo} {why}: {CLONE}')
     bad = [o.get('error', {}).get('message', 'no address') for o in r.json()['objects'] if 'actions' not in o]
-    if bad: raise DownloadError(f'{len(bad)} of {len(objects)} files are not at the Git LFS endpoint of {repo} ({bad[0]}): {CLONE}')
+    if bad:
+        raise DownloadError(
+            f'{len(bad)} of {len(objects)} files are not at the Git LFS endpoint of {repo} ({bad[0]}): '
+            f'{CLONE}'
+        )
     return {o['oid']: o['actions']['download']['href'] for o in r.json()['objects']}

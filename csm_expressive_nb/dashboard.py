@@ -37,45 +37,79 @@ class Shown:
     path: Path
     config: dict
     kind: str                # emotion or expressive
-    files: dict              # report, evaluation, intensity, environment, ended: parsed JSON, {} where there is none
+    files: dict  # report, evaluation, intensity, environment, ended: parsed JSON, {} where there is none
     lacks: list[str]         # what is missing or damaged, and what makes it
 
-REMEDY = dict(report='training or its report is not finished: run the same command again', evaluation='run `csm_expressive evaluate {0}`',
-              intensity='run `csm_expressive intensity {0}`', environment='the folder was made by an older version',
-              ended='training is not finished: run the same command again')
+REMEDY = dict(
+    report='training or its report is not finished: run the same command again',
+    evaluation='run `csm_expressive evaluate {0}`',
+    intensity='run `csm_expressive intensity {0}`',
+    environment='the folder was made by an older version',
+    ended='training is not finished: run the same command again',
+)
 
-def read_run(folder: str|Path, name: str = '') -> Shown:
+def read_run(folder: str | Path, name: str = '') -> Shown:
     "Read a run folder; ValueError where it is none"
-    folder = Path(folder); f = folder/'config.yaml'; name = name or folder.resolve().name
+    folder = Path(folder)
+    f = folder / 'config.yaml'
+    name = name or folder.resolve().name
     if not f.is_file():
-        raise ValueError(f'{folder} is no run folder (it has no config.yaml): name folders that `csm_expressive emotion`, `finetune` or papermill made')
-    try: config = dict(yaml.safe_load(f.read_text(encoding='utf-8')))
+        raise ValueError(
+            f'{folder} is no run folder (it has no config.yaml): name folders that `csm_expressive '
+            'emotion`, `finetune` or papermill made'
+        )
+    try:
+        config = dict(yaml.safe_load(f.read_text(encoding='utf-8')))
     except (yaml.YAMLError, TypeError, ValueError, UnicodeDecodeError) as e:
-        raise ValueError(f'{f} is damaged ({type(e).__name__}): restore it, or leave that folder out') from None
-    if 'seeds' in config: raise ValueError(f'{folder} is a comparison of arms: its own page is {folder/"index.html"}')
+        raise ValueError(
+            f'{f} is damaged ({type(e).__name__}): restore it, or leave that folder out'
+        ) from None
+    if 'seeds' in config:
+        raise ValueError(f'{folder} is a comparison of arms: its own page is {folder / "index.html"}')
     files, lacks = {}, []
     for k, remedy in REMEDY.items():
         try:
-            files[k] = read_json(folder/f'{k}.json')
+            files[k] = read_json(folder / f'{k}.json')
             if not isinstance(files[k], dict): raise json.JSONDecodeError('no object', '', 0)
-        except FileNotFoundError: files[k] = {}; lacks.append(f'no {k}.json: {remedy.format(folder.name)}')
-        except (json.JSONDecodeError, UnicodeDecodeError): files[k] = {}; lacks.append(f'{k}.json is damaged: {remedy.format(folder.name)}')
-    f = folder/'adapter/adapter_model.safetensors'; now = sha256(f) if f.exists() else ''
-    for k, was in (('evaluation', files['evaluation'].get('run', {}).get('adapter')), ('intensity', files['intensity'].get('adapter'))):
-        if was and was != now: lacks.append(f'{k}.json is of another adapter than the one in the folder: {REMEDY[k].format(folder.name)}')
+        except FileNotFoundError:
+            files[k] = {}
+            lacks.append(f'no {k}.json: {remedy.format(folder.name)}')
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            files[k] = {}
+            lacks.append(f'{k}.json is damaged: {remedy.format(folder.name)}')
+    f = folder / 'adapter/adapter_model.safetensors'
+    now = sha256(f) if f.exists() else ''
+    for k, was in (
+        ('evaluation', files['evaluation'].get('run', {}).get('adapter')),
+        ('intensity', files['intensity'].get('adapter')),
+    ):
+        if was and was != now:
+            lacks.append(
+                f'{k}.json is of another adapter than the one in the folder: {REMEDY[k].format(folder.name)}'
+            )
     return Shown(name, folder, config, 'emotion' if 'emotion' in config else 'expressive', files, lacks)
 
-def read_runs(folders: list[str|Path]) -> list[Shown]:
+def read_runs(folders: list[str | Path]) -> list[Shown]:
     "Runs under names that differ: of equal ones the folder above comes first"
-    last = [Path(f).resolve() for f in folders]; twice = {p.name for p in last if sum(q.name == p.name for q in last) > 1}
-    if len(set(last)) < len(last): raise ValueError(f'{next(p for p in last if last.count(p) > 1).name} is named twice')
-    return [read_run(f, f'{p.parent.name}/{p.name}' if p.name in twice else p.name) for f, p in zip(folders, last)]
+    last = [Path(f).resolve() for f in folders]
+    twice = {p.name for p in last if sum(q.name == p.name for q in last) > 1}
+    if len(set(last)) < len(last):
+        raise ValueError(f'{next(p for p in last if last.count(p) > 1).name} is named twice')
+    return [
+        read_run(f, f'{p.parent.name}/{p.name}' if p.name in twice else p.name) for f, p in zip(folders, last)
+    ]
 
-def runs_below(folder: str|Path) -> list[Path]:
-    "Folders of runs of one emotion or of a general stage, right below `folder`; FileNotFoundError where there is none"
+def runs_below(folder: str | Path) -> list[Path]:
+    """Folders of runs of one emotion or of a general stage, right below `folder`; FileNotFoundError where
+    there is none"""
     keys = lambda f: set(yaml.safe_load(f.read_text(encoding='utf-8')) or {})
-    found = [f.parent for f in sorted(Path(folder).glob('*/config.yaml')) if keys(f) & {'emotion', 'emotions'} and 'seeds' not in keys(f)]
-    if not found: raise FileNotFoundError(f'no run folder in {folder}: make one with `csm_expressive emotion sad`')
+    found = [
+        f.parent
+        for f in sorted(Path(folder).glob('*/config.yaml'))
+        if keys(f) & {'emotion', 'emotions'} and 'seeds' not in keys(f)
+    ]
+    if not found:
+        raise FileNotFoundError(f'no run folder in {folder}: make one with `csm_expressive emotion sad`')
     return found
 
 # %% ../nbs/18d_dashboard.ipynb #a2ea5556
@@ -89,59 +123,104 @@ class Merit:
     "A column of the table"
     label: str
     better: str                            # more, less, one (1 is best), ''
-    emotion: object                        # function of (files, emotion): {value, low, high}, of a run of one emotion
+    emotion: object  # function of (files, emotion): {value, low, high}, of a run of one emotion
     expressive: object                     # the same for a general stage
 
 def plain(v) -> dict:
     "A value without an interval"
     return dict(value=v, low=None, high=None)
+
 def share(k):
     "Of a report: share of the recordings' shift in figure `k`"
     return lambda f, e: f['report']['gap'][k]['share']
+
 def measured(k):
     "Of an evaluation: figure `k` of the adapter"
     return lambda f, e: f['evaluation']['values'][e]['adapter'][k]
+
 def same(f):
     "One way to find a value for both kinds of run"
     return dict(emotion=f, expressive=f)
+
 def per_emotion(k):
     "Of a general stage's report: figure `k` of an emotion"
     return lambda f, e: f['report']['emotions'][e][k]
 
 MERITS = dict(
-    judged=Merit('judged as asked', 'more', lambda f, e: f['report']['judged_as_target']['adapter'], per_emotion('adapter')),
-    base=Merit('the same, base', '', lambda f, e: f['report']['judged_as_target']['base'], per_emotion('base')),
+    judged=Merit(
+        'judged as asked',
+        'more',
+        lambda f, e: f['report']['judged_as_target']['adapter'],
+        per_emotion('adapter'),
+    ),
+    base=Merit(
+        'the same, base', '', lambda f, e: f['report']['judged_as_target']['base'], per_emotion('base')
+    ),
     recall=Merit("judge's own recall", '', **same(lambda f, e: plain(f['report']['judge']['recall'][e]))),
     real=Merit('judged, judge of real speech', 'more', **same(measured('judged_cremad'))),
-    rises=Merit('dial rises, rank correlation', 'more', **same(lambda f, e: f['intensity']['emotions'][e]['rises'])),
+    rises=Merit(
+        'dial rises, rank correlation', 'more', **same(lambda f, e: f['intensity']['emotions'][e]['rises'])
+    ),
     f0=Merit('F0, share of the way', 'one', share('f0'), None),
     energy=Merit('level, share of the way', 'one', share('energy'), None),
     rate=Merit('rate, share of the way', 'one', share('rate'), None),
-    words=Merit('sentence recognised', 'more', lambda f, e: f['report']['words_recognised']['adapter'], per_emotion('words')),
+    words=Merit(
+        'sentence recognised',
+        'more',
+        lambda f, e: f['report']['words_recognised']['adapter'],
+        per_emotion('words'),
+    ),
     per=Merit('phoneme errors', 'less', **same(measured('per'))),
     speaker=Merit('speaker, cosine', 'more', **same(measured('speaker'))),
-    ended=Merit('stopped by itself', 'more', lambda f, e: f['report']['ended']['adapter'], per_emotion('ended')),
-    drift=Merit('neutral NLL rise, codebook 0', 'less', **same(lambda f, e: f['report']['neutral_nll']['rise'])))
+    ended=Merit(
+        'stopped by itself', 'more', lambda f, e: f['report']['ended']['adapter'], per_emotion('ended')
+    ),
+    drift=Merit(
+        'neutral NLL rise, codebook 0', 'less', **same(lambda f, e: f['report']['neutral_nll']['rise'])
+    ),
+)
 
 # %% ../nbs/18d_dashboard.ipynb #5f88ee02
 def emotions_of(r: Shown) -> list[str]:
     "Emotions that a run was trained on"
     return [r.config['emotion']] if r.kind == 'emotion' else list(r.config.get('emotions') or [])
 
-def merit_rows(runs: list[Shown]) -> list[dict]:  # run, model, emotion, and {value, low, high} or None per merit
+def merit_rows(
+    runs: list[Shown],
+) -> list[dict]:  # run, model, emotion, and {value, low, high} or None per merit
     "The table: a row per run and emotion"
+
     def value(r, e, m):
         try:
             v = getattr(m, r.kind)(r.files, e)
-            return {k: None if v[k] is None else float(v[k]) for k in ('value', 'low', 'high')} if v['value'] is not None else None
+            return (
+                {k: None if v[k] is None else float(v[k]) for k in ('value', 'low', 'high')}
+                if v['value'] is not None
+                else None
+            )
         except (KeyError, TypeError, ValueError): return None
-    return [dict(run=r.name, model=Path(str(r.config.get('model'))).name, emotion=e, **{k: value(r, e, m) for k, m in MERITS.items()}) for r in runs
-            for e in emotions_of(r)]
+
+    return [
+        dict(
+            run=r.name,
+            model=Path(str(r.config.get('model'))).name,
+            emotion=e,
+            **{k: value(r, e, m) for k, m in MERITS.items()},
+        )
+        for r in runs
+        for e in emotions_of(r)
+    ]
 
 # %% ../nbs/18d_dashboard.ipynb #a453393d
 def merit_table(rows: list[dict]) -> pd.DataFrame:
     "The table for a notebook: value [low, high]; what was not measured says so"
-    return pd.DataFrame([{k: r[k] for k in ('run', 'model', 'emotion')} | {m.label: shown(r[k]) or 'not measured' for k, m in MERITS.items()} for r in rows])
+    return pd.DataFrame(
+        [
+            {k: r[k] for k in ('run', 'model', 'emotion')}
+            | {m.label: shown(r[k]) or 'not measured' for k, m in MERITS.items()}
+            for r in rows
+        ]
+    )
 
 def called(run: str, emotion: str) -> str:
     "A run and an emotion as one name; the run's own where they are the same"
@@ -158,159 +237,317 @@ def doses(runs: list[Shown]) -> dict[str, dict]:
 # %% ../nbs/18d_dashboard.ipynb #b256ffd6
 def within(folder: Path, f: str) -> Path:
     "`f` in `folder`, refused where it lies outside"
-    p = (folder/f).resolve()
-    if not p.is_relative_to(folder.resolve()): raise ValueError(f'{f} lies outside the run folder')
+    p = (folder / f).resolve()
+    if not p.is_relative_to(folder.resolve()):
+        raise ValueError(f'{f} lies outside the run folder')
     return p
 
 def rows_of(f: Path) -> list[dict]:
     "Rows of `clips.csv` that have what a player needs"
-    t = pd.read_csv(f, dtype=str, keep_default_na=False); return [r for r in t.to_dict('records') if {'file', 'system', 'emotion', 'text', 'voice'} <= r.keys()]
+    t = pd.read_csv(f, dtype=str, keep_default_na=False)
+    return [r for r in t.to_dict('records') if {'file', 'system', 'emotion', 'text', 'voice'} <= r.keys()]
 
 def clips_of(r: Shown) -> list[dict]:  # file, text, voice, seed, system, emotion, scale, origin
     "Every clip of a run that can be listened to; files that are missing or misplaced are added to `lacks`"
-    out, c = [], r.config; add = lambda file, origin, **kw: out.append(dict(run=r.name, file=str(file), origin=origin, seed='', scale=None) | kw)
+    out, c = [], r.config
+    add = lambda file, origin, **kw: out.append(
+        dict(run=r.name, file=str(file), origin=origin, seed='', scale=None) | kw
+    )
     for s in r.files['report'].get('samples', []):
         if r.kind == 'emotion':
-            [add(s[k]['file'], 'samples', text=s['text'], voice=str(s['role']), seed=str(s['seed']), system='base' if k == 'base' else 'adapter',
-                 emotion=c['emotion']) for k in ('base', c['emotion'])]
+            for k in ('base', c['emotion']):
+                add(
+                    s[k]['file'],
+                    'samples',
+                    text=s['text'],
+                    voice=str(s['role']),
+                    seed=str(s['seed']),
+                    system='base' if k == 'base' else 'adapter',
+                    emotion=c['emotion'],
+                )
         else:
-            add(s['file'], 'samples', text=s['text'], voice=str(s['role']), seed=str(c.get('seed', '')), system='base' if s['set'] == 'base' else 'adapter',
-                emotion='' if s['set'] == 'base' else s['set'])
-    if (f := r.path/'evaluation/clips.csv').exists():
-        [add(f"evaluation/{x['file']}", 'evaluation', text=x['text'], voice=x['voice'], seed=x.get('seed', ''), system=x['system'], emotion=x['emotion'])
-         for x in rows_of(f) if x['system'] in ('base', 'adapter', 'recordings')]
-    [add(f"intensity/{x['file']}", 'intensity', text=x['text'], voice=x['voice'], system='adapter' if x['emotion'] else 'base', emotion=x['emotion'],
-         scale=x['scale'] if x['emotion'] else None) for x in r.files['intensity'].get('clips', [])]
+            add(
+                s['file'],
+                'samples',
+                text=s['text'],
+                voice=str(s['role']),
+                seed=str(c.get('seed', '')),
+                system='base' if s['set'] == 'base' else 'adapter',
+                emotion='' if s['set'] == 'base' else s['set'],
+            )
+    if (f := r.path / 'evaluation/clips.csv').exists():
+        for x in rows_of(f):
+            if x['system'] in ('base', 'adapter', 'recordings'):
+                add(
+                    f"evaluation/{x['file']}",
+                    'evaluation',
+                    text=x['text'],
+                    voice=x['voice'],
+                    seed=x.get('seed', ''),
+                    system=x['system'],
+                    emotion=x['emotion'],
+                )
+    for x in r.files['intensity'].get('clips', []):
+        add(
+            f"intensity/{x['file']}",
+            'intensity',
+            text=x['text'],
+            voice=x['voice'],
+            system='adapter' if x['emotion'] else 'base',
+            emotion=x['emotion'],
+            scale=x['scale'] if x['emotion'] else None,
+        )
     lost = []
     for x in out:
-        try: x['path'] = within(r.path, x['file']); lost += [] if x['path'].is_file() else [x['file']]
+        try:
+            x['path'] = within(r.path, x['file'])
+            lost += [] if x['path'].is_file() else [x['file']]
         except ValueError as e: lost.append(str(e))
-    if lost: r.lacks.append(f'{len(lost)} of {len(out)} clips cannot be played, such as {lost[0]}')
+    if lost:
+        r.lacks.append(f'{len(lost)} of {len(out)} clips cannot be played, such as {lost[0]}')
     return [x for x in out if 'path' in x and x['path'].is_file()]
 
-FORMATS = dict(flac=('FLAC', 'PCM_16', 'audio/flac', {}), mp3=('MP3', 'MPEG_LAYER_III', 'audio/mpeg', dict(compression_level=.8)))
+FORMATS = dict(
+    flac=('FLAC', 'PCM_16', 'audio/flac', {}),
+    mp3=('MP3', 'MPEG_LAYER_III', 'audio/mpeg', dict(compression_level=0.8)),
+)
 
 def sound_bank(clips: list[dict], codec: str = 'flac', show: bool = True) -> dict[str, str]:  # {id: base64}
-    "Every different sound once; a clip's `sound` is its id. FLAC is lossless (16 bit), MP3 a sixth of the size"
+    """Every different sound once; a clip's `sound` is its id. FLAC is lossless (16 bit), MP3 a sixth of
+    the size"""
     bank, (fmt, sub, _, how) = {}, FORMATS[codec]
     for c in tqdm(clips, desc='sound', unit='clip', disable=not show):
-        x, sr = sf.read(c['path'], dtype='float32'); c['seconds'] = round(len(x)/sr, 2); c['sound'] = hashlib.sha256(x.tobytes()).hexdigest()[:12]
+        x, sr = sf.read(c['path'], dtype='float32')
+        c['seconds'] = round(len(x) / sr, 2)
+        c['sound'] = hashlib.sha256(x.tobytes()).hexdigest()[:12]
         if c['sound'] in bank: continue
-        sf.write(b := io.BytesIO(), np.clip(x, -1, 1), sr, format=fmt, subtype=sub, **how); bank[c['sound']] = base64.b64encode(b.getvalue()).decode()
+        sf.write(b := io.BytesIO(), np.clip(x, -1, 1), sr, format=fmt, subtype=sub, **how)
+        bank[c['sound']] = base64.b64encode(b.getvalue()).decode()
     return bank
 
 # %% ../nbs/18d_dashboard.ipynb #fb0ba9e0
 def first_heard(runs: list[Shown]) -> Markup:
-    "A table with players for a notebook: the first sentence of every run by the base, then in each emotion (MP3)"
+    """A table with players for a notebook: the first sentence of every run by the base, then in each
+    emotion (MP3)"""
     rows = []
     for r in runs:
-        mine = [c for c in clips_of(r) if c['origin'] == 'samples']; mine = [c for c in mine if c['text'] == mine[0]['text']]
+        mine = [c for c in clips_of(r) if c['origin'] == 'samples']
+        mine = [c for c in mine if c['text'] == mine[0]['text']]
         bank = sound_bank(mine, 'mp3', show=False)
-        rows += [{'run': r.name, 'spoken by': 'base' if c['system'] == 'base' else c['emotion'], 'sentence': c['text'],
-                  'sound': player(f"data:audio/mpeg;base64,{bank[c['sound']]}")} for c in sorted(mine, key=lambda c: c['system'] != 'base')]
+        rows += [
+            {
+                'run': r.name,
+                'spoken by': 'base' if c['system'] == 'base' else c['emotion'],
+                'sentence': c['text'],
+                'sound': player(f"data:audio/mpeg;base64,{bank[c['sound']]}"),
+            }
+            for c in sorted(mine, key=lambda c: c['system'] != 'base')
+        ]
     return grid(rows)
 
 # %% ../nbs/18d_dashboard.ipynb #5defb56b
 HUES = ['#D55E00', '#0072B2', '#009E73', '#CC79A7', '#B07A00', '#3F8FC4', '#7A7A7A', '#8C564B']
 DASHES = ['solid', 'dash', 'dot', 'dashdot', 'longdash']
+
 def hues(names) -> dict[str, str]:
     "A colour per name, the same in every chart"
     return {n: HUES[i % 8] for i, n in enumerate(dict.fromkeys(names))}
+
 def label(s) -> str:
     "Text for Plotly, which reads markup in labels"
     return str(s).replace('&', '&amp;').replace('<', '&lt;')
+
 def interval(v: list[dict]) -> dict:
     "Error bars of `{value, low, high}`; none where there is no interval"
     far = lambda q: [None if x[q] is None else abs(x[q] - x['value']) for x in v]
     return dict(type='data', symmetric=False, array=far('high'), arrayminus=far('low'), thickness=1)
 
 def merit_charts(rows: list[dict]) -> dict[str, go.Figure]:
-    "{merit: bars by emotion, a colour per run, with 95 % intervals}; merits that no run has are left out here and named in the table"
+    """{merit: bars by emotion, a colour per run, with 95 % intervals}; merits that no run has are left out
+    here and named in the table"""
     out, hue = {}, hues(r['run'] for r in rows)
     for k, m in MERITS.items():
-        have = [r for r in rows if r[k]]; fig = go.Figure()
+        have = [r for r in rows if r[k]]
+        fig = go.Figure()
         if not have: continue
         for run in hue:
-            mine = [r for r in have if r['run'] == run]; v = [r[k] for r in mine]
+            mine = [r for r in have if r['run'] == run]
+            v = [r[k] for r in mine]
             if v:
-                fig.add_bar(name=label(run), x=[label(r['emotion']) for r in mine], y=[q['value'] for q in v], marker_color=hue[run],
-                            error_y=interval(v))
+                fig.add_bar(
+                    name=label(run),
+                    x=[label(r['emotion']) for r in mine],
+                    y=[q['value'] for q in v],
+                    marker_color=hue[run],
+                    error_y=interval(v),
+                )
         out[m.label] = fig.update_layout(barmode='group', yaxis_title=m.label, xaxis_title='emotion')
     return out
 
-UNITS = dict(loss='loss, nats', c0='codebook 0, nats per frame', depth='other codebooks, nats per code', lr='learning rate',
-             grad_norm='gradient norm before clipping', speed='speed, s of audio per s', **{k: k for k in ('share of distillation', 'share of EWC')})
+UNITS = dict(
+    loss='loss, nats',
+    c0='codebook 0, nats per frame',
+    depth='other codebooks, nats per code',
+    lr='learning rate',
+    grad_norm='gradient norm before clipping',
+    speed='speed, s of audio per s',
+    **{k: k for k in ('share of distillation', 'share of EWC')},
+)
 
 def training_charts(runs: list[Shown]) -> dict[str, go.Figure]:
     "{curve: a line per run, validation as points}, and a heat map of the codebooks per run"
-    curves = {r.name: curves_of(Run.open(r.path, (EmotionConfig if r.kind == 'emotion' else ExpressiveConfig).model_construct(**r.config))) for r in runs
-              if (r.path/'metrics.jsonl').exists()}
+    curves = {
+        r.name: curves_of(
+            Run.open(
+                r.path,
+                (EmotionConfig if r.kind == 'emotion' else ExpressiveConfig).model_construct(**r.config),
+            )
+        )
+        for r in runs
+        if (r.path / 'metrics.jsonl').exists()
+    }
     out, hue = {}, hues(r.name for r in runs)
     for k, unit in UNITS.items():
         fig = go.Figure()
         for name, c in curves.items():
             if not c.get(k): continue
-            fig.add_scatter(name=label(name), x=c['speed_x' if k == 'speed' else 'x'], y=smooth(c[k], 5).round(5).tolist() if k not in ('lr',) else c[k],
-                            mode='lines', line=dict(color=hue[name], width=1.5))
+            fig.add_scatter(
+                name=label(name),
+                x=c['speed_x' if k == 'speed' else 'x'],
+                y=smooth(c[k], 5).round(5).tolist() if k not in ('lr',) else c[k],
+                mode='lines',
+                line=dict(color=hue[name], width=1.5),
+            )
             if c.get(f'validation_{k}'):
-                fig.add_scatter(name=label(f'{name}, validation'), x=c['validation_x'], y=c[f'validation_{k}'], mode='markers',
-                                marker=dict(color=hue[name], symbol='diamond'))
-        if fig.data: out[unit] = fig.update_layout(xaxis_title='update', yaxis_title=unit + ('' if k == 'lr' else ', mean of 5'))
+                fig.add_scatter(
+                    name=label(f'{name}, validation'),
+                    x=c['validation_x'],
+                    y=c[f'validation_{k}'],
+                    mode='markers',
+                    marker=dict(color=hue[name], symbol='diamond'),
+                )
+        if fig.data:
+            out[unit] = fig.update_layout(
+                xaxis_title='update', yaxis_title=unit + ('' if k == 'lr' else ', mean of 5')
+            )
     for name, c in curves.items():
         if not c['x']: continue
         books = [smooth(b).round(4).tolist() for b in np.array(c['codebooks']).T]
-        fig = go.Figure(go.Heatmap(x=c['x'], z=books, colorscale='Viridis', reversescale=True, colorbar=dict(title='nats')))
+        fig = go.Figure(
+            go.Heatmap(
+                x=c['x'], z=books, colorscale='Viridis', reversescale=True, colorbar=dict(title='nats')
+            )
+        )
         out[f'every codebook: {name}'] = fig.update_layout(xaxis_title='update', yaxis_title='codebook')
     return out
 
 # %% ../nbs/18d_dashboard.ipynb #1ebbc3ec
 def profile_charts(runs: list[Shown]) -> dict[str, go.Figure]:
-    "{emotion: shift from neutral of every prosodic figure in SD of neutral speech; recordings, and a line per run}"
+    """{emotion: shift from neutral of every prosodic figure in SD of neutral speech; recordings, and a
+    line per run}"""
     out, hue = {}, hues(r.name for r in runs)
     for r in runs:
         if not (p := r.files['report'].get('profile')): continue
-        e = r.config['emotion']; keys = [k for k in PROFILE if k in p]; new = e not in out; fig = out.setdefault(e, go.Figure()); x = [PROFILE[k] for k in keys]
-        line = lambda s, q='value': [None if p[k][s][q] is None else p[k][s][q]/p[k]['neutral_sd'] for k in keys]
+        e = r.config['emotion']
+        keys = [k for k in PROFILE if k in p]
+        new = e not in out
+        fig = out.setdefault(e, go.Figure())
+        x = [PROFILE[k] for k in keys]
+        line = lambda s, q='value': [
+            None if p[k][s][q] is None else p[k][s][q] / p[k]['neutral_sd'] for k in keys
+        ]
         if new:
-            fig.add_scatter(name='recordings', x=x, y=line('recordings'), mode='lines+markers', line=dict(color='#888', dash='dash'),
-                            error_y=dict(type='data', array=[p[k]['recordings_sd']/p[k]['neutral_sd'] for k in keys], thickness=.8))
-        v = [dict(value=a, low=b, high=c) for a, b, c in zip(line('adapter'), line('adapter', 'low'), line('adapter', 'high'))]
-        fig.add_scatter(name=label(r.name), x=x, y=[q['value'] for q in v], mode='lines+markers', line=dict(color=hue[r.name]),
-                        error_y=interval(v))
+            fig.add_scatter(
+                name='recordings',
+                x=x,
+                y=line('recordings'),
+                mode='lines+markers',
+                line=dict(color='#888', dash='dash'),
+                error_y=dict(
+                    type='data',
+                    array=[p[k]['recordings_sd'] / p[k]['neutral_sd'] for k in keys],
+                    thickness=0.8,
+                ),
+            )
+        v = [
+            dict(value=a, low=b, high=c)
+            for a, b, c in zip(line('adapter'), line('adapter', 'low'), line('adapter', 'high'))
+        ]
+        fig.add_scatter(
+            name=label(r.name),
+            x=x,
+            y=[q['value'] for q in v],
+            mode='lines+markers',
+            line=dict(color=hue[r.name]),
+            error_y=interval(v),
+        )
         fig.update_layout(yaxis_title='shift, SD of neutral speech')
     return out
 
 def dial_charts(runs: list[Shown]) -> dict[str, go.Figure]:
     "{figure of merit: a line over the intensity per run and emotion, with 95 % intervals}"
     out, hue = {}, hues(r.name for r in runs)
-    dials = [(r, e, d, DASHES[i % 5]) for r in runs for i, (e, d) in enumerate(r.files['intensity'].get('emotions', {}).items())]
+    dials = [
+        (r, e, d, DASHES[i % 5])
+        for r in runs
+        for i, (e, d) in enumerate(r.files['intensity'].get('emotions', {}).items())
+    ]
     for k, unit in DOSE.items():
         for r, e, d, dash in dials:
             if k not in d['values']: continue
-            v = d['values'][k]['at']; fig = out.setdefault(unit, go.Figure())
-            fig.update_layout(xaxis_title='intensity (0: base with the mark, 1: as trained)', yaxis_title=unit)
-            fig.add_scatter(name=label(called(r.name, e)), x=d['scales'], y=[a['value'] for a in v], mode='lines+markers',
-                            line=dict(color=hue[r.name], dash=dash), error_y=interval(v))
+            v = d['values'][k]['at']
+            fig = out.setdefault(unit, go.Figure())
+            fig.update_layout(
+                xaxis_title='intensity (0: base with the mark, 1: as trained)', yaxis_title=unit
+            )
+            fig.add_scatter(
+                name=label(called(r.name, e)),
+                x=d['scales'],
+                y=[a['value'] for a in v],
+                mode='lines+markers',
+                line=dict(color=hue[r.name], dash=dash),
+                error_y=interval(v),
+            )
     return out
 
 # %% ../nbs/18d_dashboard.ipynb #c81e0bda
 def settings_table(runs: list[Shown], differing: bool = True) -> list[dict]:
     "A row per setting, a column per run; those that differ, or those that are the same everywhere"
     keys = [k for k in dict.fromkeys(k for r in runs for k in r.config) if k != 'out']
-    text = lambda r, k: 'not a setting of this run' if k not in r.config else json.dumps(r.config[k], ensure_ascii=False)
-    return [{'setting': k} | {r.name: text(r, k) for r in runs} for k in keys if (len({text(r, k) for r in runs}) > 1) == differing]
+    text = lambda r, k: (
+        'not a setting of this run' if k not in r.config else json.dumps(r.config[k], ensure_ascii=False)
+    )
+    return [
+        {'setting': k} | {r.name: text(r, k) for r in runs}
+        for k in keys
+        if (len({text(r, k) for r in runs}) > 1) == differing
+    ]
 
 def provenance(runs: list[Shown]) -> list[dict]:
     "A row per fact, a column per run: adapter, data, corpora with licences, judge, and versions"
+
     def facts(r):
-        rep, env, f = r.files['report'], r.files['environment'], r.path/'adapter/adapter_model.safetensors'; j = rep.get('judge', {})
-        return {'adapter, SHA-256': sha256(f)[:16] if f.exists() else 'none', 'dataset, SHA-256': str(rep.get('dataset', ''))[:16],
-                'corpora and licences': '; '.join(f'{c} ({l})' for c, l in rep.get('corpus', [])), 'training clips': rep.get('clips', {}).get('target', ''),
-                "judge of the run's corpus": f"UAR {shown(j['uar_interval'])}, chance {j['chance']:.3f}" if j.get('uar_interval') else '',
-                'kept update': (r.files['ended'].get('best_update') or r.config.get('steps', '')) if r.files['ended'] else 'not finished',
-                **{k: env[k] for k in sorted(env)}}
+        rep, env, f = r.files['report'], r.files['environment'], r.path / 'adapter/adapter_model.safetensors'
+        j = rep.get('judge', {})
+        return {
+            'adapter, SHA-256': sha256(f)[:16] if f.exists() else 'none',
+            'dataset, SHA-256': str(rep.get('dataset', ''))[:16],
+            'corpora and licences': '; '.join(f'{c} ({l})' for c, l in rep.get('corpus', [])),
+            'training clips': rep.get('clips', {}).get('target', ''),
+            "judge of the run's corpus": f"UAR {shown(j['uar_interval'])}, chance {j['chance']:.3f}"
+            if j.get('uar_interval')
+            else '',
+            'kept update': (r.files['ended'].get('best_update') or r.config.get('steps', ''))
+            if r.files['ended']
+            else 'not finished',
+            **{k: env[k] for k in sorted(env)},
+        }
+
     all_ = {r.name: facts(r) for r in runs}
-    return [{'': k} | {n: str(f.get(k, '')) for n, f in all_.items()} for k in dict.fromkeys(k for f in all_.values() for k in f)]
+    return [
+        {'': k} | {n: str(f.get(k, '')) for n, f in all_.items()}
+        for k in dict.fromkeys(k for f in all_.values() for k in f)
+    ]
 
 # %% ../nbs/18d_dashboard.ipynb #743788e2
 LOOK = '''
@@ -473,25 +710,71 @@ onbeforeprint = () => Object.keys(D.charts).filter(id => $('plot-' + id) && Obje
 """
 
 # %% ../nbs/18d_dashboard.ipynb #ca1ad1ba
-ALONE = "default-src 'none'; base-uri 'none'; form-action 'none'; script-src {0}; style-src 'unsafe-inline'; img-src data: blob:; media-src blob:"
+ALONE = (
+    "default-src 'none'; base-uri 'none'; form-action 'none'; script-src {0}; style-src "
+    "'unsafe-inline'; img-src data: blob:; media-src blob:"
+)
 TAIL = '''{% for id, text in bank.items() %}<script type="text/plain" id="s{{ id }}">{{ text }}</script>
 {% endfor %}<script type="application/json" id="data">{{ data }}</script><script>{{ plotly }}</script><script>{{ script }}</script>'''
 
-def dashboard(folders: list[str|Path], out: str|Path = 'dashboard.html', sound: str = 'flac', title: str = 'Runs compared',
-              show: bool = True) -> dict:  # path, megabytes, runs, clips, lacks
+def dashboard(
+    folders: list[str | Path],
+    out: str | Path = 'dashboard.html',
+    sound: str = 'flac',
+    title: str = 'Runs compared',
+    show: bool = True,
+) -> dict:  # path, megabytes, runs, clips, lacks
     "Write the dashboard of run folders as one HTML file; ValueError for a folder that is no run"
     if not folders: raise ValueError('name one run folder or more')
     if sound not in FORMATS: raise ValueError(f'sound {sound!r}: choose {" or ".join(FORMATS)}')
-    runs = read_runs(folders); rows = merit_rows(runs); clips = [c for r in runs for c in clips_of(r)]; bank = sound_bank(clips, sound, show)
-    plots = dict(charts=merit_charts(rows), dose=dial_charts(runs), profile=profile_charts(runs), training=training_charts(runs))
+    runs = read_runs(folders)
+    rows = merit_rows(runs)
+    clips = [c for r in runs for c in clips_of(r)]
+    bank = sound_bank(clips, sound, show)
+    plots = dict(
+        charts=merit_charts(rows),
+        dose=dial_charts(runs),
+        profile=profile_charts(runs),
+        training=training_charts(runs),
+    )
     lacks = lacking(runs).to_numpy().tolist()
-    data = dict(mime=FORMATS[sound][2], clips=[{k: v for k, v in c.items() if k not in ('path', 'file')} for c in clips],
-                charts={k: {n: json.loads(f.update_layout(template='none').to_json()) for n, f in v.items()} for k, v in plots.items()})
-    body = render(DASHBOARD, runs=runs, rows=rows, merits=MERITS, clips=len(clips), lacks=lacks, dials=plots['dose'], profiles=plots['profile'],
-                  differ=settings_table(runs), same=settings_table(runs, False), facts=provenance(runs))
-    tail = render(TAIL, bank=bank, data=Markup(json.dumps(data, ensure_ascii=False).replace('<', '\\u003c')), plotly=Markup(get_plotlyjs()),
-                  script=Markup(SCRIPT))
+    data = dict(
+        mime=FORMATS[sound][2],
+        clips=[{k: v for k, v in c.items() if k not in ('path', 'file')} for c in clips],
+        charts={
+            k: {n: json.loads(f.update_layout(template='none').to_json()) for n, f in v.items()}
+            for k, v in plots.items()
+        },
+    )
+    body = render(
+        DASHBOARD,
+        runs=runs,
+        rows=rows,
+        merits=MERITS,
+        clips=len(clips),
+        lacks=lacks,
+        dials=plots['dose'],
+        profiles=plots['profile'],
+        differ=settings_table(runs),
+        same=settings_table(runs, False),
+        facts=provenance(runs),
+    )
+    tail = render(
+        TAIL,
+        bank=bank,
+        data=Markup(json.dumps(data, ensure_ascii=False).replace('<', '\\u003c')),
+        plotly=Markup(get_plotlyjs()),
+        script=Markup(SCRIPT),
+    )
     own = [base64.b64encode(hashlib.sha256(t.encode()).digest()).decode() for t in (get_plotlyjs(), SCRIPT)]
     policy = Markup(ALONE.format(' '.join(f"'sha256-{h}'" for h in own)))
-    f = atomic_write(out, render(PAGE, title=title, policy=policy, sheet=Markup(SHEET + LOOK), body=body + tail))
-    return dict(path=f, megabytes=round(Path(f).stat().st_size/1e6, 1), runs=len(runs), clips=len(clips), lacks=lacks)
+    f = atomic_write(
+        out, render(PAGE, title=title, policy=policy, sheet=Markup(SHEET + LOOK), body=body + tail)
+    )
+    return dict(
+        path=f,
+        megabytes=round(Path(f).stat().st_size / 1e6, 1),
+        runs=len(runs),
+        clips=len(clips),
+        lacks=lacks,
+    )

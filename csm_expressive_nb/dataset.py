@@ -20,7 +20,17 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from tqdm.auto import tqdm
 
-from .core import EMOTIONS, assets, atomic_write, changed, cores, in_order, read_json, root, write_json
+from csm_expressive_nb.core import (
+    EMOTIONS,
+    assets,
+    atomic_write,
+    changed,
+    cores,
+    in_order,
+    read_json,
+    root,
+    write_json,
+)
 from .audio import SR, AudioError, decode, median_f0, resample, rms_db, speaker_gains, trim
 from .corpora import CORPORA, Clip, CorpusError, label_conflicts, one_spelling, read
 from .corpora import reader_for, spellings, write_csv
@@ -34,10 +44,11 @@ def rank(name: str) -> str:
 
 def divide(names: list[str], shares: tuple) -> dict:  # {name: split}
     "Names by hash into train, test and validation in proportion to `shares`"
-    names = sorted(names, key=rank); edge = [round(len(names)*s) for s in np.cumsum(shares)/sum(shares)]
+    names = sorted(names, key=rank)
+    edge = [round(len(names) * s) for s in np.cumsum(shares) / sum(shares)]
     return {n: SPLITS[next(k for k, e in enumerate(edge) if i < e)] for i, n in enumerate(names)}
 
-def split_speakers(clips: list[Clip], shares: tuple = (.6, .25, .15)) -> list[Clip]:
+def split_speakers(clips: list[Clip], shares: tuple = (0.6, 0.25, 0.15)) -> list[Clip]:
     "Clips with their `split`, no speaker in two of them; Ann and ann are one speaker"
     sexes, neutral, strata = defaultdict(Counter), set(), defaultdict(list)
     spelled = spellings(clips)
@@ -45,7 +56,9 @@ def split_speakers(clips: list[Clip], shares: tuple = (.6, .25, .15)) -> list[Cl
         who = c.corpus, spelled[c.corpus, c.speaker]
         sexes[who][c.sex] += 1
         if c.emotion == 'neutral': neutral.add(who)
-    for k, n in sexes.items(): strata[k[0], max(sorted(n), key=n.get), k in neutral].append(k[1])       # a speaker has one sex, whatever a table says
+    # a speaker has one sex, whatever a table says
+    for k, n in sexes.items():
+        strata[k[0], max(sorted(n), key=n.get), k in neutral].append(k[1])
     side = {(k[0], n): s for k, names in strata.items() for n, s in divide(names, shares).items()}
     return [replace(c, split=side[c.corpus, spelled[c.corpus, c.speaker]]) for c in clips]
 
@@ -54,91 +67,168 @@ def sentence_key(c: Clip) -> str:
     "What counts as the same sentence: its words, or its number where there is no text"
     return re.sub(r'\W+', ' ', c.text.lower()).strip() or f'{c.corpus}/{c.sentence}'
 
-def split_sentences(clips: list[Clip], shares: tuple = (.6, .25, .15)) -> tuple[list[Clip], list]:  # (kept, [(clip, AudioError)])
-    "Keep the clips whose sentence belongs to the split of their speaker; corpora are taken in turn, a text shared by two is divided once"
+def split_sentences(
+    clips: list[Clip], shares: tuple = (0.6, 0.25, 0.15)
+) -> tuple[list[Clip], list]:  # (kept, [(clip, AudioError)])
+    """Keep the clips whose sentence belongs to the split of their speaker; corpora are taken in turn, a
+    text shared by two is divided once"""
     side = {}
     for corpus in sorted({c.corpus for c in clips}):
         texts = {sentence_key(c) for c in clips if c.corpus == corpus}
-        if len(texts) < 2: raise ValueError(f'{corpus} has {len(texts)} sentence: it cannot be split by sentence')
+        if len(texts) < 2:
+            raise ValueError(f'{corpus} has {len(texts)} sentence: it cannot be split by sentence')
         side |= {t: s for t, s in divide(sorted(texts), shares).items() if t not in side}
     keep = lambda c: side[sentence_key(c)] == c.split
-    return [c for c in clips if keep(c)], [(c, AudioError('other_split', f'speaker in {c.split}, sentence in {side[sentence_key(c)]}')) for c in clips
-                                           if not keep(c)]
+    return [c for c in clips if keep(c)], [
+        (c, AudioError('other_split', f'speaker in {c.split}, sentence in {side[sentence_key(c)]}'))
+        for c in clips
+        if not keep(c)
+    ]
 
 # %% ../nbs/03_dataset.ipynb #ae5f9dd5
 def cell(c: Clip) -> tuple:
     "What balancing evens out: emotion, corpus, sex"
     return c.emotion, c.corpus, c.sex
 
-def balance(clips: list[Clip], how: str = 'none', cap: int = 0) -> tuple[list[Clip], list]:  # (clips, [(clip, AudioError)])
+def balance(
+    clips: list[Clip], how: str = 'none', cap: int = 0
+) -> tuple[list[Clip], list]:  # (clips, [(clip, AudioError)])
     "Weights for the training split by 'cap', 'oversample' or 'weights'; other splits are left alone"
-    train = [c for c in clips if c.split == 'train']; n = Counter(map(cell, train)); gone, w = set(), {}
+    train = [c for c in clips if c.split == 'train']
+    n = Counter(map(cell, train))
+    gone, w = set(), {}
     if how == 'cap':
-        cap = cap or min(n.values(), default=0); seen = Counter()
+        cap = cap or min(n.values(), default=0)
+        seen = Counter()
         for c in sorted(train, key=lambda c: rank(c.id)):
             seen[cell(c)] += 1
             if seen[cell(c)] > cap: gone.add(c.id)
-    elif how == 'oversample': w = {k: max(n.values())/v for k, v in n.items()}
+    elif how == 'oversample':
+        w = {k: max(n.values()) / v for k, v in n.items()}
     elif how == 'weights':
-        parts = Counter(e for e, _ in {k[:2] for k in n}); sexes = Counter(k[:2] for k in n); total = len(train)
-        w = {k: total/len(parts)/parts[k[0]]/sexes[k[:2]]/v for k, v in n.items()}
-    elif how != 'none': raise ValueError(f"balance = {how!r}: choose 'none', 'cap', 'oversample' or 'weights'")
-    kept = [replace(c, weight=round(w[cell(c)], 6)) if c.split == 'train' and w else c for c in clips if c.id not in gone]
-    return kept, [(c, AudioError('over_cap', f'more than {cap} clips of {", ".join(cell(c))}')) for c in clips if c.id in gone]
+        parts = Counter(e for e, _ in {k[:2] for k in n})
+        sexes = Counter(k[:2] for k in n)
+        total = len(train)
+        w = {
+            k: total / len(parts) / parts[k[0]] / sexes[k[:2]] / v for k, v in n.items()
+        }
+    elif how != 'none':
+        raise ValueError(f"balance = {how!r}: choose 'none', 'cap', 'oversample' or 'weights'")
+    kept = [
+        replace(c, weight=round(w[cell(c)], 6)) if c.split == 'train' and w else c
+        for c in clips
+        if c.id not in gone
+    ]
+    return kept, [
+        (c, AudioError('over_cap', f'more than {cap} clips of {", ".join(cell(c))}'))
+        for c in clips
+        if c.id in gone
+    ]
 
 def balance_table(clips: list[Clip]) -> pd.DataFrame:
     "Training clips by emotion and corpus: count, share of the draws, effective number"
-    d = pd.DataFrame([dict(emotion=c.emotion, corpus=c.corpus, weight=c.weight) for c in clips if c.split == 'train'], columns=['emotion', 'corpus', 'weight'])
-    t = d.groupby(['emotion', 'corpus']).weight.agg(clips='size', share=lambda w: w.sum()/d.weight.sum(), effective=lambda w: w.sum()**2/(w**2).sum())
+    d = pd.DataFrame(
+        [dict(emotion=c.emotion, corpus=c.corpus, weight=c.weight) for c in clips if c.split == 'train'],
+        columns=['emotion', 'corpus', 'weight'],
+    )
+    t = d.groupby(['emotion', 'corpus']).weight.agg(
+        clips='size',
+        share=lambda w: w.sum() / d.weight.sum(),
+        effective=lambda w: w.sum() ** 2 / (w**2).sum(),
+    )
     return t.reindex(in_order(t.index.get_level_values(0)), level=0).round(3)
 
 # %% ../nbs/03_dataset.ipynb #33f5c913
 def flac(x: np.ndarray) -> bytes:
     "Sound [samples] as 24-bit FLAC"
-    b = io.BytesIO(); sf.write(b, np.clip(x, -1, 1), SR, format='FLAC', subtype='PCM_24'); return b.getvalue()
+    b = io.BytesIO()
+    sf.write(b, np.clip(x, -1, 1), SR, format='FLAC', subtype='PCM_24')
+    return b.getvalue()
 
 def process(clip: Clip, path: Path) -> tuple[Clip, bytes]:
-    "The clip as the dataset keeps it: FLAC, level, median F0, duration. What FLAC cannot hold is turned down, and `gain_db` gives it back"
-    x, info = decode(Path(path).read_bytes()); x = trim(resample(x, info['rate'])); over = max(1., float(np.abs(x).max())); x = x/np.float32(over); b = flac(x)
-    return replace(clip, level_db=round(rms_db(x), 3), peak=round(float(np.abs(x).max()), 6), gain_db=round(20*np.log10(over), 3), f0_hz=median_f0(x),
-                   duration=round(len(x)/SR, 6), audio_sha256=hashlib.sha256(b).hexdigest()), b
+    """The clip as the dataset keeps it: FLAC, level, median F0, duration. What FLAC cannot hold is turned
+    down, and `gain_db` gives it back"""
+    x, info = decode(Path(path).read_bytes())
+    x = trim(resample(x, info['rate']))
+    over = max(1.0, float(np.abs(x).max()))
+    x = x / np.float32(over)
+    b = flac(x)
+    return replace(
+        clip,
+        level_db=round(rms_db(x), 3),
+        peak=round(float(np.abs(x).max()), 6),
+        gain_db=round(20 * np.log10(over), 3),
+        f0_hz=median_f0(x),
+        duration=round(len(x) / SR, 6),
+        audio_sha256=hashlib.sha256(b).hexdigest(),
+    ), b
 
 # %% ../nbs/03_dataset.ipynb #c0a29be2
 def level(c: Clip, gain: float, how: str) -> Clip:
     "The clip with its speaker's gain in dB added; `limited` where that would pass full scale"
-    room = round(-20*np.log10(c.peak) - .01, 2); gain = round(gain + c.gain_db, 2)
+    room = round(-20 * np.log10(c.peak) - 0.01, 2)
+    gain = round(gain + c.gain_db, 2)
     return replace(c, gain_db=min(gain, room), gain_from='limited' if gain > room else how)
 
 # %% ../nbs/03_dataset.ipynb #be115811
-NAMES = [f.name for f in fields(Clip)]; VOTES = pa.struct([(e, pa.int16()) for e in EMOTIONS])
+NAMES = [f.name for f in fields(Clip)]
+VOTES = pa.struct([(e, pa.int16()) for e in EMOTIONS])
 KIND = {'int': pa.int32(), 'float': pa.float64(), 'str': pa.string(), 'dict': VOTES}
-COLUMNS = {f.name: KIND[str(getattr(f.type, '__name__', f.type)).split('|')[0].strip()] for f in fields(Clip)}
+COLUMNS = {
+    f.name: KIND[str(getattr(f.type, '__name__', f.type)).split('|')[0].strip()]
+    for f in fields(Clip)
+}
 
 def schema() -> pa.Schema:
     "Columns of a Clip, and `audio`, which `datasets` recognises"
-    value = lambda t: {k.name: value(k.type) for k in t} if pa.types.is_struct(t) else dict(dtype={'double': 'float64'}.get(str(t), str(t)), _type='Value')
-    hf = dict(info=dict(features=dict(audio=dict(sampling_rate=SR, _type='Audio')) | {k: value(t) for k, t in COLUMNS.items()}))
-    return pa.schema([('audio', pa.struct([('bytes', pa.binary()), ('path', pa.string())])), *COLUMNS.items()], metadata={'huggingface': json.dumps(hf)})
+    value = lambda t: (
+        {k.name: value(k.type) for k in t}
+        if pa.types.is_struct(t)
+        else dict(dtype={'double': 'float64'}.get(str(t), str(t)), _type='Value')
+    )
+    hf = dict(
+        info=dict(
+            features=dict(audio=dict(sampling_rate=SR, _type='Audio'))
+            | {k: value(t) for k, t in COLUMNS.items()}
+        )
+    )
+    return pa.schema(
+        [('audio', pa.struct([('bytes', pa.binary()), ('path', pa.string())])), *COLUMNS.items()],
+        metadata={'huggingface': json.dumps(hf)},
+    )
 
 def row(c: Clip, b: bytes) -> dict:
     "A clip and its FLAC bytes as a row of the Parquet file"
     d = {k: getattr(c, k) for k in NAMES}
-    return dict(audio=dict(bytes=b, path=f'{c.id}.flac'), **d | dict(votes=c.votes and {e: c.votes.get(e) for e in EMOTIONS}))
+    return dict(
+        audio=dict(bytes=b, path=f'{c.id}.flac'),
+        **d | dict(votes=c.votes and {e: c.votes.get(e) for e in EMOTIONS}),
+    )
 
 def dataset_hash(clips: list[Clip]) -> str:
     "SHA-256 over every label and every sound"
-    return hashlib.sha256('\n'.join(json.dumps(asdict(c), sort_keys=True) for c in sorted(clips, key=lambda c: c.id)).encode()).hexdigest()
+    return hashlib.sha256(
+        '\n'.join(json.dumps(asdict(c), sort_keys=True) for c in sorted(clips, key=lambda c: c.id)).encode()
+    ).hexdigest()
 
 # %% ../nbs/03_dataset.ipynb #a7cd4d86
-def claim(out: str|Path, settings: dict) -> Path:
+def claim(out: str | Path, settings: dict) -> Path:
     "An empty folder, an unfinished dataset, or a finished one of the same settings; anything else is refused"
-    out = Path(out); f = out/'dataset.json'
+    out = Path(out)
+    f = out / 'dataset.json'
     if not f.exists() and out.is_dir() and any(p for p in out.iterdir() if not p.name.startswith('.')):
         raise ValueError(f'{out} holds other files: choose a folder of its own for the dataset')
-    old = read_json(f) if f.exists() else {}; diff = changed({k: v for k, v in (old.get('settings') or {}).items() if k in settings}, settings)
+    old = read_json(f) if f.exists() else {}
+    diff = changed({k: v for k, v in (old.get('settings') or {}).items() if k in settings}, settings)
     if old.get('complete') and diff.startswith('recordings'):
-        raise ValueError(f'{out} was made from other recordings or labels than are there now: choose another folder, or remove that one')
-    if old.get('complete') and diff: raise ValueError(f'{out} is a dataset made with other settings ({diff}): choose another folder, or remove that one')
+        raise ValueError(
+            f'{out} was made from other recordings or labels than are there now: choose another folder, or '
+            'remove that one'
+        )
+    if old.get('complete') and diff:
+        raise ValueError(
+            f'{out} is a dataset made with other settings ({diff}): choose another folder, or remove that one'
+        )
     if not old.get('complete'): write_json(f, dict(complete=False))
     return out
 
@@ -146,69 +236,141 @@ def claim(out: str|Path, settings: dict) -> Path:
 def write(out: Path, clips: list[Clip], sound, quarantine: list, settings: dict,
           notes: list[str] = ()):  # the Dataset
     "Write a dataset; `sound(clip)` gives the FLAC of a clip, `notes` say what the reader had to interpret"
-    claim(out, settings); write_json(out/'dataset.json', dict(settings=settings, complete=False)); clips = sorted(clips, key=lambda c: c.id)
-    (out/'data').mkdir(exist_ok=True)
-    if len({c.id for c in clips}) < len(clips): raise CorpusError('two clips have one id: ' + next(a.id for a, b in zip(clips, clips[1:]) if a.id == b.id))
+    claim(out, settings)
+    write_json(out / 'dataset.json', dict(settings=settings, complete=False))
+    clips = sorted(clips, key=lambda c: c.id)
+    (out / 'data').mkdir(exist_ok=True)
+    if len({c.id for c in clips}) < len(clips):
+        raise CorpusError(
+            'two clips have one id: ' + next(a.id for a, b in zip(clips, clips[1:]) if a.id == b.id)
+        )
     for stale in [*out.glob('.*.tmp'), *out.glob('data/*')]: stale.unlink()
     for s in SPLITS:
-        part = [c for c in clips if c.split == s]; f = out/'data'/f'{s}-00000-of-00001.parquet'
+        part = [c for c in clips if c.split == s]
+        f = out / 'data' / f'{s}-00000-of-00001.parquet'
         if not part: continue
         with pq.ParquetWriter(f.with_suffix('.tmp'), schema(), compression='none') as w:
-            for i in range(0, len(part), 64): w.write_table(pa.Table.from_pylist([row(c, sound(c)) for c in part[i:i+64]], schema=schema()))
+            for i in range(0, len(part), 64):
+                w.write_table(
+                    pa.Table.from_pylist([row(c, sound(c)) for c in part[i : i + 64]], schema=schema())
+                )
         os.replace(f.with_suffix('.tmp'), f)
-    write_csv(out/'quarantine.csv', ('path', 'reason', 'also', 'detail'), sorted(quarantine))
+    write_csv(out / 'quarantine.csv', ('path', 'reason', 'also', 'detail'), sorted(quarantine))
     info = dict(settings=settings, hash=dataset_hash(clips), clips=len(clips), quarantined=len(quarantine),
                 notes=list(notes), complete=True)
-    atomic_write(out/'README.md', card(clips, quarantine, info)); write_json(out/'dataset.json', info); return Dataset(out)
+    atomic_write(out / 'README.md', card(clips, quarantine, info))
+    write_json(out / 'dataset.json', info)
+    return Dataset(out)
 
 # %% ../nbs/03_dataset.ipynb #c306f72e
 class Dataset:
     "A dataset folder; `clips` in order of their id"
-    def __init__(self, folder: str|Path):
-        self.folder = Path(folder); f = self.folder/'dataset.json'
-        if not f.exists(): raise FileNotFoundError(f'{self.folder} is no dataset: make one with `csm_expressive prepare`')
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        f = self.folder / 'dataset.json'
+        if not f.exists():
+            raise FileNotFoundError(f'{self.folder} is no dataset: make one with `csm_expressive prepare`')
         self.info = read_json(f)
         if not self.info.get('complete'):
-            raise CorpusError(f'{self.folder} is unfinished: `prepare` or `merge` failed or was interrupted; run the same command again (its quarantine.csv '
-                              f'may say why)')
-        self.files = {p.name.split('-')[0]: pq.ParquetFile(p, memory_map=True) for p in sorted((self.folder/'data').glob('*.parquet'))}; self.at, clips = {}, []
+            raise CorpusError(
+                f'{self.folder} is unfinished: `prepare` or `merge` failed or was interrupted; run the '
+                'same command again (its quarantine.csv may say why)'
+            )
+        self.files = {
+            p.name.split('-')[0]: pq.ParquetFile(p, memory_map=True)
+            for p in sorted((self.folder / 'data').glob('*.parquet'))
+        }
+        self.at, clips = {}, []
         for s, f in self.files.items():
-            rows = f.read(columns=NAMES).to_pylist(); self.at |= {r['id']: (s, i//64, i % 64) for i, r in enumerate(rows)}
-            votes = lambda r: r['votes'] and {e: n for e, n in r['votes'].items() if n is not None}; clips += [Clip(**r | dict(votes=votes(r))) for r in rows]
+            rows = f.read(columns=NAMES).to_pylist()
+            self.at |= {r['id']: (s, i // 64, i % 64) for i, r in enumerate(rows)}
+            votes = lambda r: r['votes'] and {e: n for e, n in r['votes'].items() if n is not None}
+            clips += [Clip(**r | dict(votes=votes(r))) for r in rows]
         self.clips = sorted(clips, key=lambda c: c.id)
-        self.group = functools.lru_cache(8)(lambda s, g: self.files[s].read_row_group(g, columns=['audio']).column('audio'))
+        self.group = functools.lru_cache(8)(
+            lambda s, g: self.files[s].read_row_group(g, columns=['audio']).column('audio')
+        )
         if dataset_hash(self.clips) != self.info['hash']:
-            raise CorpusError(f'{self.folder} holds {len(clips)} of {self.info["clips"]} clips or other labels than were written: make it again')
+            raise CorpusError(
+                f'{self.folder} holds {len(clips)} of {self.info["clips"]} clips or other labels than were '
+                'written: make it again'
+            )
+
     def flac(self, clip: Clip) -> bytes:
-        s, g, i = self.at[clip.id]; b = self.group(s, g)[i]['bytes'].as_py()
+        s, g, i = self.at[clip.id]
+        b = self.group(s, g)[i]['bytes'].as_py()
         if hashlib.sha256(b).hexdigest() != clip.audio_sha256:
-            raise CorpusError(f'{clip.id} in {self.folder} is not the sound that was written: prepare the dataset again')
+            raise CorpusError(
+                f'{clip.id} in {self.folder} is not the sound that was written: prepare the dataset again'
+            )
         return b
+
     def audio(self, clip: Clip) -> np.ndarray:  # float32 [n] at 24 kHz, within [-1, 1]
-        return sf.read(io.BytesIO(self.flac(clip)), dtype='float32')[0]*np.float32(10**(clip.gain_db/20))
+        return sf.read(io.BytesIO(self.flac(clip)), dtype='float32')[0] * np.float32(
+            10 ** (clip.gain_db / 20)
+        )
+
     def select(self, **want) -> list[Clip]:
         "Clips whose fields have these values; a tuple of values means any of them"
-        ok = lambda c: all(getattr(c, k) in (v if isinstance(v, tuple) else (v,)) for k, v in want.items()); return [c for c in self.clips if ok(c)]
+        ok = lambda c: all(getattr(c, k) in (v if isinstance(v, tuple) else (v,)) for k, v in want.items())
+        return [c for c in self.clips if ok(c)]
 
 # %% ../nbs/03_dataset.ipynb #82850f79
 def table(clips: list[Clip], by: str = 'speaker') -> pd.DataFrame:
     "Clips by emotion and another field, and minutes"
-    d = pd.DataFrame([dict(emotion=c.emotion, by=getattr(c, by), minutes=(c.duration or c.seconds)/60) for c in clips]); t = pd.crosstab(d.emotion, d.by)
+    d = pd.DataFrame(
+        [dict(emotion=c.emotion, by=getattr(c, by), minutes=(c.duration or c.seconds) / 60) for c in clips]
+    )
+    t = pd.crosstab(d.emotion, d.by)
     t.columns.name = by
-    t['minutes'] = d.groupby('emotion').minutes.sum().round(2); return t.reindex(in_order(t.index))
+    t['minutes'] = d.groupby('emotion').minutes.sum().round(2)
+    return t.reindex(in_order(t.index))
 
 def summary(clips: list[Clip]) -> pd.DataFrame:
     "One line per corpus and split: clips, speakers, sentences, minutes"
-    d = pd.DataFrame([dict(corpus=c.corpus, split=c.split, speaker=c.speaker, sentence=sentence_key(c), minutes=c.duration/60, without_text=not c.text,
-                           clipped=c.clipped > 0, estimated=c.gain_from == 'estimated', limited=c.gain_from == 'limited') for c in clips])
+    d = pd.DataFrame(
+        [
+            dict(
+                corpus=c.corpus,
+                split=c.split,
+                speaker=c.speaker,
+                sentence=sentence_key(c),
+                minutes=c.duration / 60,
+                without_text=not c.text,
+                clipped=c.clipped > 0,
+                estimated=c.gain_from == 'estimated',
+                limited=c.gain_from == 'limited',
+            )
+            for c in clips
+        ]
+    )
     g = d.groupby(['corpus', 'split'])
-    total = g[['without_text', 'clipped', 'estimated', 'limited']].sum().rename(columns=dict(estimated='gain_estimated', limited='gain_limited'))
-    return pd.DataFrame(dict(clips=g.size(), speakers=g.speaker.nunique(), sentences=g.sentence.nunique(), minutes=g.minutes.sum().round(2))).join(total)
+    total = (
+        g[['without_text', 'clipped', 'estimated', 'limited']]
+        .sum()
+        .rename(columns=dict(estimated='gain_estimated', limited='gain_limited'))
+    )
+    return pd.DataFrame(
+        dict(
+            clips=g.size(),
+            speakers=g.speaker.nunique(),
+            sentences=g.sentence.nunique(),
+            minutes=g.minutes.sum().round(2),
+        )
+    ).join(total)
 
 def markdown(t: pd.DataFrame) -> str:
     "A table as Markdown"
-    t = t.reset_index(); line = lambda r: '| ' + ' | '.join(str(v) for v in r) + ' |'
-    return '\n'.join([line(t.columns), line(['---']*len(t.columns)), *map(line, t.itertuples(index=False))])
+    t = t.reset_index()
+    line = lambda r: '| ' + ' | '.join(str(v) for v in r) + ' |'
+    return '\n'.join(
+        [
+            line(t.columns),
+            line(['---'] * len(t.columns)),
+            *map(line, t.itertuples(index=False)),
+        ]
+    )
 
 # %% ../nbs/03_dataset.ipynb #177e0fc9
 def source_notes(notes: list[str]) -> str:
@@ -218,10 +380,17 @@ def source_notes(notes: list[str]) -> str:
 
 def card(clips: list[Clip], quarantine: list, info: dict) -> str:
     "README.md of a dataset: what `datasets` and a human want to know"
-    licences = sorted({f'- {c.corpus}: {c.licence}' for c in clips}); gone = Counter(q[1] for q in quarantine)
+    licences = sorted({f'- {c.corpus}: {c.licence}' for c in clips})
+    gone = Counter(q[1] for q in quarantine)
     name = ' + '.join(sorted({c.corpus for c in clips}))
-    s = info['settings']; head = dict(license='other', task_categories=['text-to-speech', 'audio-classification'], language=sorted({c.language for c in clips}),
-                tags=['emotion', 'speech'], pretty_name=name)
+    s = info['settings']
+    head = dict(
+        license='other',
+        task_categories=['text-to-speech', 'audio-classification'],
+        language=sorted({c.language for c in clips}),
+        tags=['emotion', 'speech'],
+        pretty_name=name,
+    )
     return f'''---
 {yaml.safe_dump(head, sort_keys=False).strip()}
 ---
@@ -260,91 +429,149 @@ Training draws (`share` of all, `effective` number of clips after repetition), b
 class DataConfig(BaseModel):
     "How recordings become a dataset"
     model_config = ConfigDict(extra='forbid', frozen=True)
-    verify: Literal['strict', 'rate', 'off'] = 'strict'          # the publisher's bytes and rate | rate | neither
-    max_rejected: float = Field(.1, ge=0, le=1)                  # more bad files than this are an error
-    min_agreement: float = Field(0., ge=0, le=1)                 # share of listeners who heard the intended emotion, where there are votes
-    max_clipped: int|None = Field(None, ge=0)                    # samples at full scale; None: only counted
-    shares: tuple[float, float, float] = (.6, .25, .15)          # of the speakers: train, test, validation
-    level: float = Field(-25., ge=-60, le=0)                     # dB re full scale: where a speaker's gain puts neutral speech
+    verify: Literal['strict', 'rate', 'off'] = 'strict'  # the publisher's bytes and rate | rate | neither
+    max_rejected: float = Field(0.1, ge=0, le=1)                 # more bad files than this are an error
+    # share of listeners who heard the intended emotion, where there are votes
+    min_agreement: float = Field(0.0, ge=0, le=1)
+    max_clipped: int | None = Field(None, ge=0)                  # samples at full scale; None: only counted
+    shares: tuple[float, float, float] = (0.6, 0.25, 0.15)       # of the speakers: train, test, validation
+    level: float = Field(-25.0, ge=-60, le=0)  # dB re full scale: where a speaker's gain puts neutral speech
     sentence_disjoint: bool = False
     balance: Literal['none', 'cap', 'oversample', 'weights'] = 'none'
-    cap: int = Field(0, ge=0)                                    # clips per cell for `cap`; 0: the smallest cell
+    cap: int = Field(0, ge=0)  # clips per cell for `cap`; 0: the smallest cell
+
     @field_validator('shares')
     @classmethod
     def check_shares(cls, v):
-        if not all(0 <= s < float('inf') for s in v) or v[0] <= 0: raise ValueError('shares of train, test and validation are not negative, and train has some')
+        if not all(0 <= s < float('inf') for s in v) or v[0] <= 0:
+            raise ValueError('shares of train, test and validation are not negative, and train has some')
         return v
 
 # %% ../nbs/03_dataset.ipynb #e96c2217
 def choose(clips: list[Clip], cfg: DataConfig) -> tuple[list[Clip], list]:  # (clips, [(clip, AudioError)])
     "Split, filter, balance"
-    low = lambda c: c.agreement is not None and c.agreement < cfg.min_agreement; hot = lambda c: cfg.max_clipped is not None and c.clipped > cfg.max_clipped
-    clips = split_speakers(clips, cfg.shares); gone = [(c, AudioError('low_agreement', f'{c.agreement:.2f}')) for c in clips if low(c)]
+    low = lambda c: c.agreement is not None and c.agreement < cfg.min_agreement
+    hot = lambda c: cfg.max_clipped is not None and c.clipped > cfg.max_clipped
+    clips = split_speakers(clips, cfg.shares)
+    gone = [(c, AudioError('low_agreement', f'{c.agreement:.2f}')) for c in clips if low(c)]
     gone += [(c, AudioError('clipped', f'{c.clipped} samples')) for c in clips if hot(c) and not low(c)]
     clips = [c for c in clips if not low(c) and not hot(c)]
-    if cfg.sentence_disjoint: clips, g = split_sentences(clips, cfg.shares); gone += g
+    if cfg.sentence_disjoint:
+        clips, g = split_sentences(clips, cfg.shares)
+        gone += g
     clips, g = balance(clips, cfg.balance, cfg.cap)
-    if not clips: raise CorpusError(f'nothing is left of {len(gone)} clips: {dict(Counter(e.reason for _, e in gone))}')
+    if not clips:
+        raise CorpusError(f'nothing is left of {len(gone)} clips: {dict(Counter(e.reason for _, e in gone))}')
     return clips, gone + g
 
 def same_sound(clips: list[Clip]) -> tuple[list[Clip], list]:  # (clips, [(clip, AudioError)])
     "Clips without those whose file, or whose sound in the dataset, is another's"
     gone = []
     for key in ('sha256', 'audio_sha256'):
-        bad = label_conflicts([(i, getattr(c, key), asdict(c), False) for i, c in enumerate(clips)], lambda i: clips[i].id)
-        gone += [(clips[i], e) for i, e in bad.items()]; clips = [c for i, c in enumerate(clips) if i not in bad]
+        bad = label_conflicts(
+            [(i, getattr(c, key), asdict(c), False) for i, c in enumerate(clips)], lambda i: clips[i].id
+        )
+        gone += [(clips[i], e) for i, e in bad.items()]
+        clips = [c for i, c in enumerate(clips) if i not in bad]
     return clips, gone
 
 # %% ../nbs/03_dataset.ipynb #0f1c60fc
-def prepare(source: str|Path, out: str|Path, corpus: str = 'auto', reader: dict|None = None, **settings) -> Dataset:
+def prepare(
+    source: str | Path, out: str | Path, corpus: str = 'auto', reader: dict | None = None, **settings
+) -> Dataset:
     "Read, check, process, split and write; running it again after an interruption gives the same bytes"
-    cfg = DataConfig(**settings); r = reader_for(source, corpus, **reader or {})
-    made = dict(source=r.name, **cfg.model_dump(mode='json'), **{k: str(v) for k, v in (reader or {}).items() if k not in ('tables', 'name')})
-    out = claim(out, made); c = read(r, cfg.verify)
-    if not read_json(out/'dataset.json').get('complete'): c.write_quarantine(out/'quarantine.csv')
-    c.accept(cfg.max_rejected); made['recordings'] = hashlib.sha256(json.dumps([asdict(x) for x in c.clips]).encode()).hexdigest()
-    jobs = (joblib.delayed(process)(x, c.path(x)) for x in c.clips); spool, at, done = tempfile.TemporaryFile(), {}, []
+    cfg = DataConfig(**settings)
+    r = reader_for(source, corpus, **reader or {})
+    made = dict(
+        source=r.name,
+        **cfg.model_dump(mode='json'),
+        **{k: str(v) for k, v in (reader or {}).items() if k not in ('tables', 'name')},
+    )
+    out = claim(out, made)
+    c = read(r, cfg.verify)
+    if not read_json(out / 'dataset.json').get('complete'):
+        c.write_quarantine(out / 'quarantine.csv')
+    c.accept(cfg.max_rejected)
+    made['recordings'] = hashlib.sha256(json.dumps([asdict(x) for x in c.clips]).encode()).hexdigest()
+    jobs = (joblib.delayed(process)(x, c.path(x)) for x in c.clips)
+    spool, at, done = tempfile.TemporaryFile(), {}, []
     # most of the work runs outside Python's lock; processes are worth their start for a large corpus only
-    workers = joblib.Parallel(n_jobs=cores(), prefer='processes' if len(c.clips) > 1000 else 'threads', return_as='generator')
+    workers = joblib.Parallel(
+        n_jobs=cores(), prefer='processes' if len(c.clips) > 1000 else 'threads', return_as='generator'
+    )
     for x, b in tqdm(workers(jobs), total=len(c.clips), desc=f'prepare {r.name}', unit='clip', leave=False):
-        at[x.id] = spool.tell(), len(b); spool.write(b); done.append(x)
-    gain = speaker_gains([(x.speaker, x.emotion, x.level_db + x.gain_db) for x in done], cfg.level)      # one per speaker ...
-    done, twins = same_sound([level(x, *gain[x.speaker]) for x in done]); clips, gone = choose(done, cfg)  # ... and a ceiling
-    def sound(x): spool.seek(at[x.id][0]); return spool.read(at[x.id][1])
+        at[x.id] = spool.tell(), len(b)
+        spool.write(b)
+        done.append(x)
+    # one per speaker ...
+    gain = speaker_gains([(x.speaker, x.emotion, x.level_db + x.gain_db) for x in done], cfg.level)
+    # ... and a ceiling
+    done, twins = same_sound([level(x, *gain[x.speaker]) for x in done])
+    clips, gone = choose(done, cfg)
+
+    def sound(x):
+        spool.seek(at[x.id][0])
+        return spool.read(at[x.id][1])
+
     bad = c.quarantine + [(x.source, e.reason, '', e.detail) for x, e in twins + gone]
     return write(out, clips, sound, bad, made, c.notes)
 
 # %% ../nbs/03_dataset.ipynb #5d53e3d3
-def dataset_of(source: str|Path = 'embedded', own: list[str] = ()) -> Dataset:
-    "The dataset at `source`, prepared first if it is a folder of recordings; `own` are emotions of your own that a folder of yours may name"
+def dataset_of(source: str | Path = 'embedded', own: list[str] = ()) -> Dataset:
+    """The dataset at `source`, prepared first if it is a folder of recordings; `own` are emotions of your
+    own that a folder of yours may name"""
     folder = assets('corpus') if str(source) == 'embedded' else Path(source)
-    if (folder/'dataset.json').exists(): return Dataset(folder)
-    r = reader_for(source); more = dict(own=sorted(own)) if own and r.__class__ is CORPORA['folder'] else {}
-    listing = [(str(p.relative_to(folder)), s.st_size, s.st_mtime_ns) for p in sorted(folder.rglob('*')) if p.is_file() and (s := p.stat())]
-    key = hashlib.sha256(json.dumps([str(folder.resolve()), r.name, DataConfig().model_dump(mode='json'), NAMES, listing,
-                                     *more.values()]).encode()).hexdigest()[:12]
-    out = root()/'_cache'/'datasets'/f'{r.name}-{key}'
+    if (folder / 'dataset.json').exists(): return Dataset(folder)
+    r = reader_for(source)
+    more = dict(own=sorted(own)) if own and r.__class__ is CORPORA['folder'] else {}
+    listing = [
+        (str(p.relative_to(folder)), s.st_size, s.st_mtime_ns)
+        for p in sorted(folder.rglob('*'))
+        if p.is_file() and (s := p.stat())
+    ]
+    key = hashlib.sha256(
+        json.dumps(
+            [
+                str(folder.resolve()),
+                r.name,
+                DataConfig().model_dump(mode='json'),
+                NAMES,
+                listing,
+                *more.values(),
+            ]
+        ).encode()
+    ).hexdigest()[:12]
+    out = root() / '_cache' / 'datasets' / f'{r.name}-{key}'
     out.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(out.parent/f'.{out.name}.lock'):                                    # two runs that start together prepare once
-        if (out/'dataset.json').exists() and read_json(out/'dataset.json')['complete']: return Dataset(out)
+    with FileLock(out.parent / f'.{out.name}.lock'):  # two runs that start together prepare once
+        if (out / 'dataset.json').exists() and read_json(out / 'dataset.json')['complete']:
+            return Dataset(out)
         made = prepare(source, out, reader=more)
         for note in made.info['notes']: print(f'note: {note}')
         return made
 
 # %% ../nbs/03_dataset.ipynb #4c38d127
-def found(place: str|Path) -> tuple[dict, pd.DataFrame]:  # ({name: Dataset}, what was skipped and why)
+def found(place: str | Path) -> tuple[dict, pd.DataFrame]:  # ({name: Dataset}, what was skipped and why)
     "The embedded corpus and every corpus in a subfolder of `place` (two levels deep)"
     out, skipped = {'embedded': dataset_of()}, []
-    for d in sorted(p for g in ('*', '*/*') for p in Path(place).glob(g) if p.is_dir() and not p.name.startswith('.')):
+    for d in sorted(
+        p for g in ('*', '*/*') for p in Path(place).glob(g) if p.is_dir() and not p.name.startswith('.')
+    ):
         if any(d.is_relative_to(o) for o in list(out) if isinstance(o, Path)): continue
-        try: out[d] = dataset_of(d)
-        except ValueError as e: skipped.append(dict(folder=d.relative_to(place).as_posix(), why=str(e).replace(str(place), '...')))
-    return {d if isinstance(d, str) else d.relative_to(place).as_posix(): v for d, v in out.items()}, pd.DataFrame(skipped, columns=['folder', 'why'])
+        try:
+            out[d] = dataset_of(d)
+        except ValueError as e:
+            skipped.append(
+                dict(folder=d.relative_to(place).as_posix(), why=str(e).replace(str(place), '...'))
+            )
+    return {
+        d if isinstance(d, str) else d.relative_to(place).as_posix(): v for d, v in out.items()
+    }, pd.DataFrame(skipped, columns=['folder', 'why'])
 
 # %% ../nbs/03_dataset.ipynb #1470aeb3
 def set_aside(ds: Dataset) -> list[tuple]:
     "Quarantine rows of a dataset, the corpus named in front of the path"
-    rows = csv.reader(open(ds.folder/'quarantine.csv', newline='', encoding='utf-8'))
+    rows = csv.reader(open(ds.folder / 'quarantine.csv', newline='', encoding='utf-8'))
     next(rows)
     s = ds.info['settings']['source']
     return [(f'{s}/{path}' if isinstance(s, str) else path, *rest) for path, *rest in rows]
@@ -354,18 +581,35 @@ def notes_of(ds: Dataset) -> list[str]:
     source, notes = ds.info['settings']['source'], ds.info.get('notes', [])
     return [f'{source}: {note}' for note in notes] if isinstance(source, str) else notes
 
-def merge(folders: list[str|Path], out: str|Path, **settings) -> Dataset:
+def merge(folders: list[str | Path], out: str | Path, **settings) -> Dataset:
     "One dataset from several; equal recordings count once, contradicting ones not at all"
-    cfg = DataConfig(**settings); parts = [Dataset(f) for f in folders]
-    made = dict(source=sorted(p.info['hash'] for p in parts), **cfg.model_dump(mode='json', exclude={'level', 'verify', 'max_rejected'}))
+    cfg = DataConfig(**settings)
+    parts = [Dataset(f) for f in folders]
+    made = dict(
+        source=sorted(p.info['hash'] for p in parts),
+        **cfg.model_dump(mode='json', exclude={'level', 'verify', 'max_rejected'}),
+    )
     out = claim(out, made)
-    good, twins = same_sound(sorted((replace(x, split='', weight=1.) for p in parts for x in p.clips), key=lambda x: (x.id, x.audio_sha256)))
+    good, twins = same_sound(
+        sorted(
+            (replace(x, split='', weight=1.0) for p in parts for x in p.clips),
+            key=lambda x: (x.id, x.audio_sha256),
+        )
+    )
     if clash := [a.id for a, b in zip(good, good[1:]) if a.id == b.id]:
-        raise CorpusError(f'{clash[0]} is in two of the datasets with different sound: if they are different corpora, prepare one of them under another name '
-                          f'(`--name`)')
+        raise CorpusError(
+            f'{clash[0]} is in two of the datasets with different sound: if they are different corpora, '
+            'prepare one of them under another name (`--name`)'
+        )
     good, people = one_spelling(good)
     notes = [note for p in parts for note in notes_of(p)]
-    home = {(x.id, x.audio_sha256): (p, x) for p in parts for x in p.clips}; clips, gone = choose(good, cfg); before = [q for p in parts for q in set_aside(p)]
-    def sound(x): p, was = home[x.id, x.audio_sha256]; return p.flac(was)
+    home = {(x.id, x.audio_sha256): (p, x) for p in parts for x in p.clips}
+    clips, gone = choose(good, cfg)
+    before = [q for p in parts for q in set_aside(p)]
+
+    def sound(x):
+        p, was = home[x.id, x.audio_sha256]
+        return p.flac(was)
+
     bad = before + [(x.id, e.reason, '', e.detail) for x, e in twins + gone]
     return write(out, clips, sound, bad, made, list(dict.fromkeys(notes + people)))

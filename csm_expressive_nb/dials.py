@@ -25,74 +25,169 @@ from .expressive import page_all
 from .protocol import open_finished, said
 
 # %% ../nbs/18c_dials.ipynb #9ca246c7
-SCALES = [0., .25, .5, .75, 1., 1.25, 1.5]
+SCALES = [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5]
 
-def dial_blocks(cfg, tags: dict, voices: list, scales: list[float], sentences: int, reference: int = 64) -> list[dict]:
+def dial_blocks(
+    cfg, tags: dict, voices: list, scales: list[float], sentences: int, reference: int = 64
+) -> list[dict]:
     "What is spoken: `sentences` unseen sentences, voices in turn, and `reference` others by the base"
-    def block(texts, seed): return dict(texts=texts, roles=[voices[i % len(voices)] for i in range(len(texts))], seed=seed, context=False)
-    same = block(evaluation_sentences()[:sentences], cfg.seed); near = block(evaluation_sentences()[-reference:], cfg.seed + 7919)
-    return [dict(system='base', emotion='', tag='', **same), dict(system='near', emotion='neutral', tag='', **near),
-            *(dict(system='adapter', emotion=e, tag=t, scale=s, **same) for e, t in tags.items() for s in scales)]
+
+    def block(texts, seed):
+        return dict(
+            texts=texts, roles=[voices[i % len(voices)] for i in range(len(texts))], seed=seed, context=False
+        )
+
+    same = block(evaluation_sentences()[:sentences], cfg.seed)
+    near = block(evaluation_sentences()[-reference:], cfg.seed + 7919)
+    return [
+        dict(system='base', emotion='', tag='', **same),
+        dict(system='near', emotion='neutral', tag='', **near),
+        *(dict(system='adapter', emotion=e, tag=t, scale=s, **same) for e, t in tags.items() for s in scales),
+    ]
 
 def heard_sets(rows: list[dict], folder: Path) -> dict[str, list[Speech]]:
     "Spoken clips by set: 'base', and '<emotion> <strength>'"
     out = {}
     for r in rows:
-        out.setdefault(r['system'] if r['system'] in ('base', 'near') else f"{r['emotion']} {r['scale']:g}",
-                       []).append(Speech(r['text'], int(r['voice']), sf.read(folder/r['file'], dtype='float32')[0], None, r['ended']))
+        out.setdefault(
+            r['system'] if r['system'] in ('base', 'near') else f"{r['emotion']} {r['scale']:g}", []
+        ).append(
+            Speech(
+                r['text'], int(r['voice']), sf.read(folder / r['file'], dtype='float32')[0], None, r['ended']
+            )
+        )
     return out
 
 # %% ../nbs/18c_dials.ipynb #5f73a39c
-def rises(odds: np.ndarray, scales: list[float], sentences: list, voices: list) -> dict:  # odds [strengths, sentences]
-    "Mean over sentences of Spearman's rank correlation of strength and log odds, with a 95 % interval over sentences and voices"
-    z = lambda x: (r := rankdata(x) - (len(x) + 1)/2)/max(1e-12, np.sqrt((r**2).sum()))
-    return bootstrap([float(z(scales) @ z(o)) for o in np.asarray(odds).T], [list(sentences), list(voices)])
+def rises(
+    odds: np.ndarray, scales: list[float], sentences: list, voices: list
+) -> dict:  # odds [strengths, sentences]
+    """Mean over sentences of Spearman's rank correlation of strength and log odds, with a 95 % interval
+    over sentences and voices"""
+    z = lambda x: (
+        (r := rankdata(x) - (len(x) + 1) / 2) / max(1e-12, np.sqrt((r**2).sum()))
+    )
+    return bootstrap(
+        [float(z(scales) @ z(o)) for o in np.asarray(odds).T],
+        [list(sentences), list(voices)],
+    )
 
 # %% ../nbs/18c_dials.ipynb #427ef912
-def curves(emotion: str, scales: list[float], sets: dict, judge, people, drift: list[dict]|None) -> dict:
-    """Every figure of merit of one emotion over the strengths, with intervals over sentences and voices; `people(emotion)` gives `(speaker, prosody row)` of
+def curves(emotion: str, scales: list[float], sets: dict, judge, people, drift: list[dict] | None) -> dict:
+    """Every figure of merit of one emotion over the strengths, with intervals over sentences and voices;
+    `people(emotion)` gives `(speaker, prosody row)` of
     recordings"""
-    names = [f'{emotion} {s:g}' for s in scales]; part = dict(base=sets['base'], **{k: sets[k] for k in names})
-    us, rows, x = features(part | dict(near=sets['near'])); n = len(sets['base']); cut = lambda v, i: v[i*n:(i + 1)*n]
+    names = [f'{emotion} {s:g}' for s in scales]
+    part = dict(base=sets['base'], **{k: sets[k] for k in names})
+    us, rows, x = features(part | dict(near=sets['near']))
+    n = len(sets['base'])
+    cut = lambda v, i: v[i * n : (i + 1) * n]
     texts, voices = [s.text for s in sets['base']], [s.role for s in sets['base']]
-    other = 'neutral' if emotion != 'neutral' else next(e for e in judge.emotions if e != 'neutral'); p = np.log(np.clip(judge.posteriors(x), 1e-6, 1))
-    odds = p[:, judge.emotions.index(emotion)] - p[:, judge.emotions.index(other)]; odds[np.isnan(np.array(x)).any(1)] = np.nan; heard = judge(x)
-    words = measure(us[:n*len(part)], dict(words=dict(texts=evaluation_sentences())), few=False, show=False)[0]
-    change = [cut(odds, i + 1) - cut(odds, 0) for i in range(len(scales))]; ok = ~np.isnan(np.array(change)).any(0)
+    other = 'neutral' if emotion != 'neutral' else next(e for e in judge.emotions if e != 'neutral')
+    p = np.log(np.clip(judge.posteriors(x), 1e-6, 1))
+    odds = p[:, judge.emotions.index(emotion)] - p[:, judge.emotions.index(other)]
+    odds[np.isnan(np.array(x)).any(1)] = np.nan
+    heard = judge(x)
+    words = measure(
+        us[: n * len(part)], dict(words=dict(texts=evaluation_sentences())), few=False, show=False
+    )[0]
+    change = [cut(odds, i + 1) - cut(odds, 0) for i in range(len(scales))]
+    ok = ~np.isnan(np.array(change)).any(0)
     keep = lambda v: [a for a, o in zip(v, ok) if o]
-    prof = profile({k: [{q: r[q] for q in PROSODY} for r in cut(rows, i)] for i, k in enumerate(part)}, people('neutral'), people(emotion), texts, voices)
+    prof = profile(
+        {k: [{q: r[q] for q in PROSODY} for r in cut(rows, i)] for i, k in enumerate(part)},
+        people('neutral'),
+        people(emotion),
+        texts,
+        voices,
+    )
     count = lambda v: [wilson(int(sum(cut(v, i + 1))), n) for i in range(len(scales))]
-    at = dict(judged=count([h == emotion for h in heard]), odds=[bootstrap(c[ok], [keep(texts), keep(voices)]) for c in change] if ok.any() else None,
-              **{q: [prof[q][k] for k in names] for q in ('f0', 'energy', 'rate') if q in prof}, words=count([r['words'] for r in words]),
-              ended=count([s.ended for v in part.values() for s in v]), drift=drift)
-    return dict(scales=scales, rises=rises(np.array(change)[:, ok], scales, keep(texts), keep(voices)) if ok.any() else None, no_voice=int((~ok).sum()),
-                values={q: dict(label=DOSE[q], at=v, **({'recordings': prof[q]['recordings']['value']} if q in prof else {})) for q, v in at.items() if v})
+    at = dict(
+        judged=count([h == emotion for h in heard]),
+        odds=[bootstrap(c[ok], [keep(texts), keep(voices)]) for c in change] if ok.any() else None,
+        **{q: [prof[q][k] for k in names] for q in ('f0', 'energy', 'rate') if q in prof},
+        words=count([r['words'] for r in words]),
+        ended=count([s.ended for v in part.values() for s in v]),
+        drift=drift,
+    )
+    return dict(
+        scales=scales,
+        rises=rises(np.array(change)[:, ok], scales, keep(texts), keep(voices)) if ok.any() else None,
+        no_voice=int((~ok).sum()),
+        values={
+            q: dict(
+                label=DOSE[q], at=v, **({'recordings': prof[q]['recordings']['value']} if q in prof else {})
+            )
+            for q, v in at.items()
+            if v
+        },
+    )
 
-def intensity(folder: str|Path, scales: list[float] = SCALES, sentences: int = 24, show: bool = True,
-              reference: int = 64) -> dict:  # reference: further clips of the base, the judge's reference of a voice
-    """Speak and measure the adapter of a finished run at every strength; writes `intensity.json`, sound below `intensity/`, and a figure. Interrupted, run it
+def intensity(
+    folder: str | Path,
+    scales: list[float] = SCALES,
+    sentences: int = 24,
+    show: bool = True,
+    reference: int = 64,
+) -> dict:  # reference: further clips of the base, the judge's reference of a voice
+    """Speak and measure the adapter of a finished run at every strength; writes `intensity.json`, sound
+    below `intensity/`, and a figure. Interrupted, run it
     again"""
-    folder = Path(folder); scales = sorted(set(map(float, scales)))
+    folder = Path(folder)
+    scales = sorted(set(map(float, scales)))
     if len(scales) < 2 or scales[0] < 0 or not 2 <= sentences <= 48:
-        raise ValueError(f'scales = {scales}, sentences = {sentences}: give two strengths or more, none below 0, and 2 to 48 sentences')
-    cfg, tags, adapter = open_finished(folder); turn = claim(folder, 'measuring the intensity')
-    ds = dataset_of(cfg.source); mine, _ = sides(ds); voices = sorted({voice(c) for c in mine})
-    here = folder/'intensity'; rows = said(cfg, adapter, dial_blocks(cfg, tags, voices, scales, sentences, reference), here, show)
+        raise ValueError(
+            f'scales = {scales}, sentences = {sentences}: give two strengths or more, none below 0, and 2 '
+            'to 48 sentences'
+        )
+    cfg, tags, adapter = open_finished(folder)
+    turn = claim(folder, 'measuring the intensity')
+    ds = dataset_of(cfg.source)
+    mine, _ = sides(ds)
+    voices = sorted({voice(c) for c in mine})
+    here = folder / 'intensity'
+    rows = said(cfg, adapter, dial_blocks(cfg, tags, voices, scales, sentences, reference), here, show)
     sets = heard_sets(rows, here)
-    judge, prosody = judge_of(ds); card, = judge.cards.values()
-    people = lambda e: [(f'{c.corpus}/{c.speaker}', r) for c, r in zip(mine, prosody) if c.emotion == e]; drift = lost(cfg, folder, adapter, ds, scales)
-    result = dict(sentences=sentences, voices=voices, scales=scales, reference=len(sets['near']) + len(sets['base']),
-                  adapter=sha256(adapter/'adapter_model.safetensors'), judge=card,
-                  clips=[{k: r.get(k, 0.) for k in ('file', 'emotion', 'scale', 'text', 'voice', 'ended')} for r in rows if r['system'] != 'near'],
-                  emotions={e: curves(e, scales, sets, judge, people, drift) for e in tags})
-    write_json(folder/'intensity.json', result); save_figure(dose_figure(result['emotions']), folder/'figures/intensity.png')
-    if (folder/'report.json').exists(): (write_page if hasattr(cfg, 'emotion') else page_all)(cfg, Run.open(folder, cfg), read_json(folder/'report.json'))
+    judge, prosody = judge_of(ds)
+    (card,) = judge.cards.values()
+    people = lambda e: [(f'{c.corpus}/{c.speaker}', r) for c, r in zip(mine, prosody) if c.emotion == e]
+    drift = lost(cfg, folder, adapter, ds, scales)
+    result = dict(
+        sentences=sentences,
+        voices=voices,
+        scales=scales,
+        reference=len(sets['near']) + len(sets['base']),
+        adapter=sha256(adapter / 'adapter_model.safetensors'),
+        judge=card,
+        clips=[
+            {k: r.get(k, 0.0) for k in ('file', 'emotion', 'scale', 'text', 'voice', 'ended')}
+            for r in rows
+            if r['system'] != 'near'
+        ],
+        emotions={e: curves(e, scales, sets, judge, people, drift) for e in tags},
+    )
+    write_json(folder / 'intensity.json', result)
+    save_figure(dose_figure(result['emotions']), folder / 'figures/intensity.png')
+    if (folder / 'report.json').exists():
+        (write_page if hasattr(cfg, 'emotion') else page_all)(
+            cfg, Run.open(folder, cfg), read_json(folder / 'report.json')
+        )
     turn.release()
     return result
 
 def lost(cfg, folder: Path, adapter: Path, ds, scales: list[float]) -> list[dict]:
     "NLL rise of held-out neutral speech (nats per frame, codebook 0) at every strength, paired by clip"
-    model, processor = load_base(cfg); items = neutral_pools(cfg, Run.open(folder, cfg), model, processor, ds)[1]; model = load_adapter(model, adapter); at = []
-    for s in [0., *scales]:
-        with scaled(model, s): at.append(np.array(neutral_nll(model, items)['items']))
-    return [bootstrap(x - at[0], [[i.text or n for n, i in enumerate(items)], [i.speaker or n for n, i in enumerate(items)]]) for x in at[1:]]
+    model, processor = load_base(cfg)
+    items = neutral_pools(cfg, Run.open(folder, cfg), model, processor, ds)[1]
+    model = load_adapter(model, adapter)
+    at = []
+    for s in [0.0, *scales]:
+        with scaled(model, s):
+            at.append(np.array(neutral_nll(model, items)['items']))
+    return [
+        bootstrap(
+            x - at[0],
+            [[i.text or n for n, i in enumerate(items)], [i.speaker or n for n, i in enumerate(items)]],
+        )
+        for x in at[1:]
+    ]

@@ -13,80 +13,184 @@ from .metrics import PROSODY, Utterance, measure, prosody, status
 from .judge import Judge, against_others
 
 # %% ../nbs/12_evaluation.ipynb #a038e2b2
-GAPS = dict(f0=('F0, semitones', lambda r: 12*np.log2(r['f0'])), energy=('level, dB', lambda r: r['energy']), rate=('rate, log2', lambda r: np.log2(r['rate'])))
+GAPS = dict(
+    f0=('F0, semitones', lambda r: 12 * np.log2(r['f0'])),
+    energy=('level, dB', lambda r: r['energy']),
+    rate=('rate, log2', lambda r: np.log2(r['rate'])),
+)
 
-def prosody_gap(base: list[dict], adapter: list[dict], neutral: list[dict], emotional: list[dict], clusters: list|None = None) -> dict:
-    """Per figure: corpus shift (neutral to emotion; taken as exact), sample shift (base to adapter), and their ratio; intervals over `clusters`, lists of the
+def prosody_gap(
+    base: list[dict],
+    adapter: list[dict],
+    neutral: list[dict],
+    emotional: list[dict],
+    clusters: list | None = None,
+) -> dict:
+    """Per figure: corpus shift (neutral to emotion; taken as exact), sample shift (base to adapter), and
+    their ratio; intervals over `clusters`, lists of the
     sentence and the voice of every sample"""
     out = {}
     for k, (unit, f) in GAPS.items():
         target = np.nanmean([f(r) for r in emotional]) - np.nanmean([f(r) for r in neutral])
-        d = np.array([f(a) - f(b) for a, b in zip(adapter, base)]); ok = np.isfinite(d)
+        d = np.array([f(a) - f(b) for a, b in zip(adapter, base)])
+        ok = np.isfinite(d)
         s = bootstrap(d[ok], None if clusters is None else [np.array(c)[ok] for c in clusters])
-        share = {q: round(s[q]/target, 4) if target and s[q] is not None else None for q in ('value', 'low', 'high')}
-        if share['low'] is not None and share['low'] > share['high']: share['low'], share['high'] = share['high'], share['low']
-        out[k] = dict(unit=unit, corpus_shift=round(float(target), 4), shift=s, share=share | {'n': int(ok.sum())}, unvoiced=int((~ok).sum()))
+        share = {
+            q: round(s[q] / target, 4) if target and s[q] is not None else None
+            for q in ('value', 'low', 'high')
+        }
+        if share['low'] is not None and share['low'] > share['high']:
+            share['low'], share['high'] = share['high'], share['low']
+        out[k] = dict(
+            unit=unit,
+            corpus_shift=round(float(target), 4),
+            shift=s,
+            share=share | {'n': int(ok.sum())},
+            unvoiced=int((~ok).sum()),
+        )
     return out
 
 # %% ../nbs/12_evaluation.ipynb #b50b902e
-CURVES = dict(f0=lambda r: 12*np.log2(r['f0']), rate=lambda r: np.log2(r['rate']))       # the others are used as they are
+# the others are used as they are
+CURVES = dict(f0=lambda r: 12 * np.log2(r['f0']), rate=lambda r: np.log2(r['rate']))
 
-def profile(sets: dict[str, list[dict]], neutral: list[tuple[str, dict]], emotional: list[tuple[str, dict]], sentences: list[str],
-            voices: list) -> dict:  # per figure: neutral_sd, recordings_sd, and {value, low, high} of recordings and of every set
-    """Shift from neutral of each prosodic figure: `(speaker, row)` of recordings against the speaker's neutral mean, `sets` of samples against the set 'base',
+def profile(
+    sets: dict[str, list[dict]],
+    neutral: list[tuple[str, dict]],
+    emotional: list[tuple[str, dict]],
+    sentences: list[str],
+    voices: list,
+) -> dict:  # per figure: neutral_sd, recordings_sd, and {value, low, high} of recordings and of every set
+    """Shift from neutral of each prosodic figure: `(speaker, row)` of recordings against the speaker's
+    neutral mean, `sets` of samples against the set 'base',
     with 95 % intervals over sentences and voices (recordings: speakers)"""
     out = {}
     for k in sets['base'][0]:
-        f = CURVES.get(k, lambda r: r[k]); own = {s: np.nanmean([f(r) for w, r in neutral if w == s]) for s in {s for s, _ in neutral}}
+        f = CURVES.get(k, lambda r: r[k])
+        own = {s: np.nanmean([f(r) for w, r in neutral if w == s]) for s in {s for s, _ in neutral}}
         apart = lambda rows: np.array([f(r) - own.get(s, np.nan) for s, r in rows], float)
-        people, calm = apart(emotional), apart(neutral); ok = np.isfinite(people); base = np.array([f(r) for r in sets['base']], float)
+        people, calm = apart(emotional), apart(neutral)
+        ok = np.isfinite(people)
+        base = np.array([f(r) for r in sets['base']], float)
         if not ok.any() or not np.nanstd(calm) > 1e-9: continue
-        out[k] = dict(neutral_sd=round(float(np.nanstd(calm)), 4), recordings_sd=round(float(np.nanstd(people)), 4),
-                      recordings=bootstrap(people[ok], [[s for (s, _), o in zip(emotional, ok) if o]]))
+        out[k] = dict(
+            neutral_sd=round(float(np.nanstd(calm)), 4),
+            recordings_sd=round(float(np.nanstd(people)), 4),
+            recordings=bootstrap(people[ok], [[s for (s, _), o in zip(emotional, ok) if o]]),
+        )
         for name, rows in sets.items():
-            d = np.array([f(r) for r in rows], float) - base; ok = np.isfinite(d)
+            d = np.array([f(r) for r in rows], float) - base
+            ok = np.isfinite(d)
             if name != 'base':
-                out[k][name] = bootstrap(d[ok], [np.array(sentences)[ok], np.array(voices)[ok]]) if ok.any() else dict(value=None, low=None, high=None)
+                out[k][name] = (
+                    bootstrap(d[ok], [np.array(sentences)[ok], np.array(voices)[ok]])
+                    if ok.any()
+                    else dict(value=None, low=None, high=None)
+                )
     return out
 
 # %% ../nbs/12_evaluation.ipynb #e39f3368
-def heard_drift(base: list, tuned: list, n: int = 24, rows: tuple|None = None) -> dict:
-    """Per figure: mean of `base` and of `tuned` (`Speech`, the same sentences in the same order) and the paired `change`; slow metrics on the first `n`, the
+def heard_drift(base: list, tuned: list, n: int = 24, rows: tuple | None = None) -> dict:
+    """Per figure: mean of `base` and of `tuned` (`Speech`, the same sentences in the same order) and the
+    paired `change`; slow metrics on the first `n`, the
     rest of `base` being the reference of each voice; `rows` is the prosody of both where it is known"""
-    n = min(n, len(base)//2); near = {r: tuple((s.audio, s.text) for s in base[n:] if s.role == r)[:4] for r in {s.role for s in base}}
-    names = {k: status(k) for k in ('per', 'speaker')}; out = {k: s for k, s in names.items() if s != 'available'}
-    us = [Utterance(s.audio, s.text, str(s.role), system=k, near=near[s.role]) for k, v in (('base', base), ('tuned', tuned)) for s in v[:n]]
+    n = min(n, len(base) // 2)
+    near = {
+        r: tuple((s.audio, s.text) for s in base[n:] if s.role == r)[:4]
+        for r in {s.role for s in base}
+    }
+    names = {k: status(k) for k in ('per', 'speaker')}
+    out = {k: s for k, s in names.items() if s != 'available'}
+    us = [
+        Utterance(s.audio, s.text, str(s.role), system=k, near=near[s.role])
+        for k, v in (('base', base), ('tuned', tuned))
+        for s in v[:n]
+    ]
     got, _ = measure(us, {k: {} for k in names if k not in out}, few=False, show=False)
-    sound = rows or [[prosody(s.audio, s.text) for s in v] for v in (base, tuned)]; rows = got
+    sound = rows or [[prosody(s.audio, s.text) for s in v] for v in (base, tuned)]
+    rows = got
+
     def paired(a, b, who):
-        a, b = np.array(a, float), np.array(b, float); ok = ~np.isnan(a - b); w = [s for s, k in zip(who, ok) if k]
-        return dict(base=round(float(a[ok].mean()), 4), tuned=round(float(b[ok].mean()), 4),
-                    change=bootstrap((b - a)[ok], [[s.text for s in w], [s.role for s in w]])) if ok.any() else 'no clip had what it wants'
-    out |= {k: paired([r.get(k, np.nan) for r in rows[:n]], [r.get(k, np.nan) for r in rows[n:]], base[:n]) for k in names if k not in out}
-    out |= {k: paired(*([f(r) for r in x] for x in sound), base) for k, (_, f) in GAPS.items()}
-    return out | dict(stop_failures={k: wilson(sum(not s.ended for s in v), len(v)) for k, v in (('base', base), ('tuned', tuned))})
+        a, b = np.array(a, float), np.array(b, float)
+        ok = ~np.isnan(a - b)
+        w = [s for s, k in zip(who, ok) if k]
+        return (
+            dict(
+                base=round(float(a[ok].mean()), 4),
+                tuned=round(float(b[ok].mean()), 4),
+                change=bootstrap((b - a)[ok], [[s.text for s in w], [s.role for s in w]]),
+            )
+            if ok.any()
+            else 'no clip had what it wants'
+        )
+
+    out |= {
+        k: paired(
+            [r.get(k, np.nan) for r in rows[:n]],
+            [r.get(k, np.nan) for r in rows[n:]],
+            base[:n],
+        )
+        for k in names
+        if k not in out
+    }
+    out |= {
+        k: paired(*([f(r) for r in x] for x in sound), base)
+        for k, (_, f) in GAPS.items()
+    }
+    return out | dict(
+        stop_failures={
+            k: wilson(sum(not s.ended for s in v), len(v)) for k, v in (('base', base), ('tuned', tuned))
+        }
+    )
 
 # %% ../nbs/12_evaluation.ipynb #3c24ac59
-def features(sets: dict[str, list]) -> tuple[list, list, list]:  # (utterances, prosody and voice activity of each, features for a judge)
-    """Every clip of the sets of `Speech` relative to its voice in the sets 'base' and, where there is one, 'near' (more of the base's clips), in order; a clip
+def features(
+    sets: dict[str, list],
+) -> tuple[list, list, list]:  # (utterances, prosody and voice activity of each, features for a judge)
+    """Every clip of the sets of `Speech` relative to its voice in the sets 'base' and, where there is one,
+    'near' (more of the base's clips), in order; a clip
     and its twin in the base share one reference"""
-    us = [Utterance(s.audio, s.text, str(s.role), system=k) for k, v in sets.items() for s in v]; rows, _ = measure(us, dict(prosody={}, vad={}), show=False)
-    calm = {v: [i for i, u in enumerate(us) if u.system in ('base', 'near') and u.voice == v] for v in {u.voice for u in us}}
+    us = [Utterance(s.audio, s.text, str(s.role), system=k) for k, v in sets.items() for s in v]
+    rows, _ = measure(us, dict(prosody={}, vad={}), show=False)
+    calm = {
+        v: [i for i, u in enumerate(us) if u.system in ('base', 'near') and u.voice == v]
+        for v in {u.voice for u in us}
+    }
     return us, rows, against_others(rows, [u.voice for u in us], calm, twins(sets))
 
 def twins(sets: dict[str, list]) -> list[int]:
-    "For every clip of every set, in order, the position of the base's clip of the same number; sets of other sentences have none (-1)"
-    first = list(sets).index('base'); at = sum(len(v) for v in list(sets.values())[:first]); base = sets['base']
-    return [at + i if len(v) == len(base) and s.text == base[i].text and s.role == base[i].role else -1 for v in sets.values() for i, s in enumerate(v)]
+    """For every clip of every set, in order, the position of the base's clip of the same number; sets of
+    other sentences have none (-1)"""
+    first = list(sets).index('base')
+    at = sum(len(v) for v in list(sets.values())[:first])
+    base = sets['base']
+    return [
+        at + i if len(v) == len(base) and s.text == base[i].text and s.role == base[i].role else -1
+        for v in sets.values()
+        for i, s in enumerate(v)
+    ]
 
-def judge_samples(sets: dict[str, list], judge: Judge, targets: dict[str, str], words: list[str], texts: list[str]) -> dict[str, dict]:
-    """Per set of `Speech`: prosody rows, what the judge said, share judged as its target, share that stopped, and for those in `words` the share of sentences
+def judge_samples(
+    sets: dict[str, list], judge: Judge, targets: dict[str, str], words: list[str], texts: list[str]
+) -> dict[str, dict]:
+    """Per set of `Speech`: prosody rows, what the judge said, share judged as its target, share that
+    stopped, and for those in `words` the share of sentences
     recognised among `texts`"""
     us, rows, x = features(sets)
-    some = [u for u in us if u.system in words]; right = measure(some, dict(words=dict(texts=texts)), few=False, show=False)[0]; out = {}
+    some = [u for u in us if u.system in words]
+    right = measure(some, dict(words=dict(texts=texts)), few=False, show=False)[0]
+    out = {}
     for k, v in sets.items():
-        mine = [i for i, u in enumerate(us) if u.system == k]; said = judge([x[i] for i in mine])
-        out[k] = dict(rows=[{q: rows[i][q] for q in PROSODY} for i in mine], said=said, target=wilson(sum(x == targets[k] for x in said), len(said)),
-                      ended=wilson(sum(s.ended for s in v), len(v)))
-        if k in words: out[k]['words'] = wilson(int(sum(r['words'] for r, u in zip(right, some) if u.system == k)), len(v))
+        mine = [i for i, u in enumerate(us) if u.system == k]
+        said = judge([x[i] for i in mine])
+        out[k] = dict(
+            rows=[{q: rows[i][q] for q in PROSODY} for i in mine],
+            said=said,
+            target=wilson(sum(x == targets[k] for x in said), len(said)),
+            ended=wilson(sum(s.ended for s in v), len(v)),
+        )
+        if k in words:
+            out[k]['words'] = wilson(
+                int(sum(r['words'] for r, u in zip(right, some) if u.system == k)), len(v)
+            )
     return out

@@ -24,7 +24,19 @@ from .stats import shown
 from .judge import save
 from .evaluation import judge_samples
 from .pages import page, player
-from .road import LICENCE_NOTE, Data, anchors, clip_items, drift, fit, judge_of, listener, prepare, reportable, with_teacher
+from csm_expressive_nb.road import (
+    LICENCE_NOTE,
+    Data,
+    anchors,
+    clip_items,
+    drift,
+    fit,
+    judge_of,
+    listener,
+    prepare,
+    reportable,
+    with_teacher,
+)
 
 # %% ../nbs/18_expressive.ipynb #06e6200b
 def tags_of(cfg) -> dict[str, str]:
@@ -33,51 +45,102 @@ def tags_of(cfg) -> dict[str, str]:
 
 def open_expressive(cfg) -> Run:
     "The run folder of `cfg`: `out`, or `_reports/expressive` at the project root"
-    return Run(Path(cfg.out) if cfg.out else root()/'_reports'/'expressive', cfg)
+    return Run(Path(cfg.out) if cfg.out else root() / '_reports' / 'expressive', cfg)
 
 def speak_all(cfg, model, processor, data: Data) -> dict[str, list]:
     "The same unseen sentences and voices in every emotion: `Speech` lists; 'base' is untagged"
-    texts = evaluation_sentences()[:cfg.sentences]; roles = [data.voices[i % len(data.voices)] for i in range(len(texts))]
+    texts = evaluation_sentences()[: cfg.sentences]
+    roles = [data.voices[i % len(data.voices)] for i in range(len(texts))]
     say = lambda tag, desc: speak(model, processor, texts, roles, tag, cfg.seed, cfg.temperature, desc=desc)
-    with model.disable_adapter(): base = {'base': say('', 'base')} | {f'base {e}': say(t, f'base, tag {e}') for e, t in tags_of(cfg).items() if t}
+    with model.disable_adapter():
+        base = {'base': say('', 'base')} | {
+            f'base {e}': say(t, f'base, tag {e}') for e, t in tags_of(cfg).items() if t
+        }
     return base | {e: say(t, e) for e, t in tags_of(cfg).items()}
 
 # %% ../nbs/18_expressive.ipynb #7c9cd611
 def measure_all(cfg, run: Run, model, processor, data: Data, speech: dict) -> dict:
     "Everything `report.json` states about the general stage"
-    judge, _ = judge_of(data.ds); card, = judge.cards.values(); save(judge, run/'judge.json')
-    sets = judge_samples(speech, judge, {k: k.removeprefix('base ').replace('base', 'neutral') for k in speech}, list(speech), evaluation_sentences())
-    row = lambda e: dict(adapter=sets[e]['target'], base=sets[f'base {e}' if f'base {e}' in sets else 'base']['target'], recall=card['recall'].get(e),
-                         words=sets[e]['words'], ended=sets[e]['ended'], said=sets[e]['said'],
-                         **{k: round(float(np.nanmean([r[k] for r in sets[e]['rows']])), 3) for k in ('f0', 'energy', 'rate')})
-    more = dict(transfer=read_json(run.path/'transfer.json')) if cfg.sequential else {}
-    return more | dict(judge=card, emotions={e: row(e) for e in cfg.emotions}, base_words=sets['base']['words'], base_ended=sets['base']['ended'],
-                       words_candidates=len(evaluation_sentences()), neutral_nll=drift(model, data.heldout), emotion_nll=drift(model, data.unseen),
-                clips=dict(target=len(data.target), validation=len(data.validation), unseen=len(data.unseen)), voices=data.voices,
-                dataset=data.ds.info['hash'], corpus=sorted({(c.corpus, c.licence) for c in data.adapter}))
+    judge, _ = judge_of(data.ds)
+    (card,) = judge.cards.values()
+    save(judge, run / 'judge.json')
+    sets = judge_samples(
+        speech,
+        judge,
+        {k: k.removeprefix('base ').replace('base', 'neutral') for k in speech},
+        list(speech),
+        evaluation_sentences(),
+    )
+    row = lambda e: dict(
+        adapter=sets[e]['target'],
+        base=sets[f'base {e}' if f'base {e}' in sets else 'base']['target'],
+        recall=card['recall'].get(e),
+        words=sets[e]['words'],
+        ended=sets[e]['ended'],
+        said=sets[e]['said'],
+        **{
+            k: round(float(np.nanmean([r[k] for r in sets[e]['rows']])), 3)
+            for k in ('f0', 'energy', 'rate')
+        },
+    )
+    more = dict(transfer=read_json(run.path / 'transfer.json')) if cfg.sequential else {}
+    return more | dict(
+        judge=card,
+        emotions={e: row(e) for e in cfg.emotions},
+        base_words=sets['base']['words'],
+        base_ended=sets['base']['ended'],
+        words_candidates=len(evaluation_sentences()),
+        neutral_nll=drift(model, data.heldout),
+        emotion_nll=drift(model, data.unseen),
+        clips=dict(target=len(data.target), validation=len(data.validation), unseen=len(data.unseen)),
+        voices=data.voices,
+        dataset=data.ds.info['hash'],
+        corpus=sorted({(c.corpus, c.licence) for c in data.adapter}),
+    )
 
 def keep_all(cfg, run: Run, speech: dict, n: int = 3) -> list[dict]:
     "The first `n` sentences of every set as `samples/<set>_<i>.wav`"
     out = []
     for i in range(n):
         for k in ('base', *cfg.emotions):
-            s = speech[k][i]; f = f'samples/{k}_{i}.wav'; sf.write(run/f, s.audio, SR, subtype='PCM_16')
+            s = speech[k][i]
+            f = f'samples/{k}_{i}.wav'
+            sf.write(run / f, s.audio, SR, subtype='PCM_16')
             out.append(dict(set=k, text=s.text, role=s.role, file=f))
     return out
 
 # %% ../nbs/18_expressive.ipynb #5e88e879
 def gains(report: dict) -> dict:
-    "Judged as asked by emotion, for `gain_figure`: base with the tag, adapter, the judge's recall on recordings"
-    return {e: {'base with the tag': r['base'], 'adapter': r['adapter'], "judge's recall": None if r['recall'] is None
-                else dict(value=r['recall'], low=None, high=None)} for e, r in report['emotions'].items()}
+    """Judged as asked by emotion, for `gain_figure`: base with the tag, adapter, the judge's recall on
+    recordings"""
+    return {
+        e: {
+            'base with the tag': r['base'],
+            'adapter': r['adapter'],
+            "judge's recall": None if r['recall'] is None else dict(value=r['recall'], low=None, high=None),
+        }
+        for e, r in report['emotions'].items()
+    }
 
 def table_all(report: dict) -> list[dict]:
     "The report's table, a row per emotion"
     f = shown
-    return [dict(emotion=e, judged=f(r['adapter']),
-                 **{'base with the tag': f(r['base']), "judge's recall": '' if r['recall'] is None else f"{r['recall']:.2f}",
-                    'sentence recognised': f(r['words']), 'stopped': f(r['ended']), 'F0, Hz': round(r['f0']), 'level, dB': round(r['energy'], 1),
-                    'letters per s': round(r['rate'], 1)}) for e, r in report['emotions'].items()]
+    return [
+        dict(
+            emotion=e,
+            judged=f(r['adapter']),
+            **{
+                'base with the tag': f(r['base']),
+                "judge's recall": '' if r['recall'] is None else f"{r['recall']:.2f}",
+                'sentence recognised': f(r['words']),
+                'stopped': f(r['ended']),
+                'F0, Hz': round(r['f0']),
+                'level, dB': round(r['energy'], 1),
+                'letters per s': round(r['rate'], 1),
+            },
+        )
+        for e, r in report['emotions'].items()
+    ]
 
 # %% ../nbs/18_expressive.ipynb #ab3e2a0e
 EXPRESSIVE_PAGE = '''
@@ -95,74 +158,155 @@ def stage_rows(t: dict) -> list[dict]:
 
 def page_all(cfg, run: Run, report: dict) -> Path:
     "`index.html` of the run folder: players, table, figures; needs no network"
-    file = {(s['text'], s['set']): s['file'] for s in report['samples']}; texts = dict.fromkeys(s['text'] for s in report['samples'])
+    file = {(s['text'], s['set']): s['file'] for s in report['samples']}
+    texts = dict.fromkeys(s['text'] for s in report['samples'])
     t = report.get('transfer')
-    return page(run/'index.html', 'All emotions, one adapter', EXPRESSIVE_PAGE, cfg=cfg, report=report, model=Path(cfg.model).name,
-                source=Path(cfg.source).name, rows=table_all(report),
-                listen=[{'': k} | {x: player(file[x, k]) for x in texts} for k in ('base', *cfg.emotions)],
-                transfer=t, stages=stage_rows(t) if t else [], rise=shown(report['neutral_nll']['rise'], 3, '+'),
-                evaluated=(run.path/'evaluation.json').exists(), dial=(run.path/'intensity.json').exists())
+    return page(
+        run / 'index.html',
+        'All emotions, one adapter',
+        EXPRESSIVE_PAGE,
+        cfg=cfg,
+        report=report,
+        model=Path(cfg.model).name,
+        source=Path(cfg.source).name,
+        rows=table_all(report),
+        listen=[{'': k} | {x: player(file[x, k]) for x in texts} for k in ('base', *cfg.emotions)],
+        transfer=t,
+        stages=stage_rows(t) if t else [],
+        rise=shown(report['neutral_nll']['rise'], 3, '+'),
+        evaluated=(run.path / 'evaluation.json').exists(),
+        dial=(run.path / 'intensity.json').exists(),
+    )
 
 def finish_all(cfg, run: Run, model, processor, data: Data, speech: dict) -> dict:
-    "Measure, keep samples, write `report.json`, figures, page and the adapter's card; the run is complete, and released"
-    report = measure_all(cfg, run, model, processor, data, speech) | dict(config=cfg.model_dump(exclude={'out'}), samples=keep_all(cfg, run, speech),
-                                                                          ended=json.loads((run/'ended.json').read_text(encoding='utf-8')))
-    report = json.loads(json.dumps(report)); write_json(run/'report.json', report)
+    """Measure, keep samples, write `report.json`, figures, page and the adapter's card; the run is
+    complete, and released"""
+    report = measure_all(cfg, run, model, processor, data, speech) | dict(
+        config=cfg.model_dump(exclude={'out'}),
+        samples=keep_all(cfg, run, speech),
+        ended=json.loads((run / 'ended.json').read_text(encoding='utf-8')),
+    )
+    report = json.loads(json.dumps(report))
+    write_json(run / 'report.json', report)
     from csm_expressive_nb import figures         # matplotlib, which training does without
-    drawings = dict(gain=figures.gain_figure(gains(report), 'judged as asked'), asked_said=figures.asked_said(report),
-                    training=figures.training_curves(run))
+    drawings = dict(
+        gain=figures.gain_figure(gains(report), 'judged as asked'),
+        asked_said=figures.asked_said(report),
+        training=figures.training_curves(run),
+    )
     for name, figure in drawings.items():
-        figures.save(figure, run.path/f'figures/{name}.png')
-    page_all(cfg, run, report); rows = table_all(report); line = lambda xs: f'| {" | ".join(map(str, xs))} |'
-    if (run.path/'adapter').exists():
-        atomic_write(run/'adapter'/'README.md',
-                     f"---\nlibrary_name: peft\nbase_model: {Path(cfg.model).name}\n---\n# expressive: {', '.join(cfg.emotions)}\n\nA tag in the text asks for "
-                     f"the emotion: `{emotion_tag('sad')}text`. Trained on {', '.join(f'{c} ({l})' for c, l in report['corpus'])}. "
-                     f"{LICENCE_NOTE}\n\n{line(rows[0])}\n{line('---' for _ in rows[0])}\n" + '\n'.join(line(r.values()) for r in rows) + '\n')
+        figures.save(figure, run.path / f'figures/{name}.png')
+    page_all(cfg, run, report)
+    rows = table_all(report)
+    line = lambda xs: f'| {" | ".join(map(str, xs))} |'
+    if (run.path / 'adapter').exists():
+        atomic_write(
+            run / 'adapter' / 'README.md',
+            f"---\nlibrary_name: peft\nbase_model: {Path(cfg.model).name}\n---\n# expressive: "
+            f"{', '.join(cfg.emotions)}\n\nA tag in the text asks for the emotion: "
+            f"`{emotion_tag('sad')}text`. Trained on {', '.join(f'{c} ({l})' for c, l in report['corpus'])}"
+            f". {LICENCE_NOTE}\n\n{line(rows[0])}\n{line('---' for _ in rows[0])}\n"
+            + '\n'.join(line(r.values()) for r in rows)
+            + '\n',
+        )
     run.release()
     return report
 
 # %% ../nbs/18_expressive.ipynb #88e62945
-def finetune(cfg, show: bool = True) -> tuple[Run, dict|None]:
-    "Data, training and report of the general stage, in one call; with several processes, the first one writes the report"
-    run = open_expressive(cfg); model, processor = load_csm(cfg.model)
-    if cfg.sequential and processes().num_processes > 1: raise ValueError('a sequence runs on one process: leave out --gpus')
+def finetune(cfg, show: bool = True) -> tuple[Run, dict | None]:
+    """Data, training and report of the general stage, in one call; with several processes, the first one
+    writes the report"""
+    run = open_expressive(cfg)
+    model, processor = load_csm(cfg.model)
+    if cfg.sequential and processes().num_processes > 1:
+        raise ValueError('a sequence runs on one process: leave out --gpus')
     if cfg.sequential: model, data = fit_stages(cfg, run, model, processor, show)
     else:
-        with processes().main_process_first(): data = prepare(cfg, run, model, processor, tags_of(cfg))
+        with processes().main_process_first():
+            data = prepare(cfg, run, model, processor, tags_of(cfg))
         model = fit(cfg, run, model, processor, data, tags_of(cfg), show)
     if not processes().is_main_process or not reportable(run):
         return run, None
     return run, finish_all(cfg, run, model, processor, data, speak_all(cfg, model, processor, data))
 
 # %% ../nbs/18_expressive.ipynb #e4f2ee47
-def online(old: Fisher|None, new: Fisher, gamma: float) -> Fisher:
+def online(old: Fisher | None, new: Fisher, gamma: float) -> Fisher:
     "gamma x old + new, raw values"
-    return new if old is None else Fisher({k: gamma*old.values[k] + v for k, v in new.values.items()}, new.health)
+    return (
+        new
+        if old is None
+        else Fisher({k: gamma * old.values[k] + v for k, v in new.values.items()}, new.health)
+    )
 
-def fit_stages(cfg, run: Run, model, processor, show: bool = True) -> tuple:  # (model, data of all its emotions)
+def fit_stages(
+    cfg, run: Run, model, processor, show: bool = True
+) -> tuple:  # (model, data of all its emotions)
     "Train on `cfg.emotions` in their order, each in a folder `stages/<n>_<emotion>`; writes `transfer.json`"
     if len(cfg.emotions) < 2: raise ValueError('a sequence needs two emotions or more')
-    whole = prepare(cfg, run, model, processor, tags_of(cfg)); start = before = importance = None; R, met = [], []
-    tests = {'neutral': whole.heldout} | {e: clip_items(cfg, whole.ds, model.codec_model, processor, {e: emotion_tag(e)}, split=('validation', 'test')
-                                                        if not cfg.monitor else 'test') for e in cfg.emotions}
-    row = lambda m: [-neutral_nll(m, v)['c0'] for v in tests.values()]; R.append(row(model))
+    whole = prepare(cfg, run, model, processor, tags_of(cfg))
+    start = before = importance = None
+    R, met = [], []
+    tests = {'neutral': whole.heldout} | {
+        e: clip_items(
+            cfg,
+            whole.ds,
+            model.codec_model,
+            processor,
+            {e: emotion_tag(e)},
+            split=('validation', 'test') if not cfg.monitor else 'test',
+        )
+        for e in cfg.emotions
+    }
+    row = lambda m: [-neutral_nll(m, v)['c0'] for v in tests.values()]
+    R.append(row(model))
     if cfg.ewc and cfg.ewc_fisher != 'ones':
-        importance = fisher_of(model, rehearsable(whole.rehearsal, whole.heldout, cfg.ewc_clips, cfg.seed), weights_hash(model), cfg.ewc_fisher, show=show)
+        importance = fisher_of(
+            model,
+            rehearsable(whole.rehearsal, whole.heldout, cfg.ewc_clips, cfg.seed),
+            weights_hash(model),
+            cfg.ewc_fisher,
+            show=show,
+        )
     for k, e in enumerate(cfg.emotions):
-        one = cfg.model_copy(update=dict(emotions=[e], sequential=False)); place = Run(run.path/f'stages/{k + 1}_{e}', one)
+        one = cfg.model_copy(update=dict(emotions=[e], sequential=False))
+        place = Run(run.path / f'stages/{k + 1}_{e}', one)
         data = prepare(one, place, model, processor, {e: emotion_tag(e)})
         if k and cfg.earlier: data = replace(data, rehearsal=data.rehearsal + met)
-        data = with_teacher(cfg, model, data, start); penalties = anchors(one, place, model, data, importance, start, before, show)
-        model = train(model, one, place, data.target, data.rehearsal if cfg.rehearsal else (), data.validation, data.contexts, terms(cfg, start), penalties,
-                      start, listener(one, place, processor, data.voices, {e: emotion_tag(e)}), show=show)
-        R.append(row(model)); met += [replace(i, rehearsal=True, variants=i.variants[:1]) for i in data.target]
+        data = with_teacher(cfg, model, data, start)
+        penalties = anchors(one, place, model, data, importance, start, before, show)
+        model = train(
+            model,
+            one,
+            place,
+            data.target,
+            data.rehearsal if cfg.rehearsal else (),
+            data.validation,
+            data.contexts,
+            terms(cfg, start),
+            penalties,
+            start,
+            listener(one, place, processor, data.voices, {e: emotion_tag(e)}),
+            show=show,
+        )
+        R.append(row(model))
+        met += [replace(i, rehearsal=True, variants=i.variants[:1]) for i in data.target]
         start, before = {n: p.detach().clone() for n, p in trainable(model).items()}, deltas(model)
         if k + 1 < len(cfg.emotions):
-            if importance: importance = online(importance, fisher(model, data.target, cfg.ewc_fisher, show=show), cfg.gamma)
+            if importance:
+                importance = online(
+                    importance, fisher(model, data.target, cfg.ewc_fisher, show=show), cfg.gamma
+                )
             model = model.unload()
-    write_json(run/'transfer.json',
-               dict(tasks=list(tests), stages=['base', *cfg.emotions], nll=[[round(-x, 4) for x in r] for r in R],
-                    **{k: round(v, 4) for k, v in transfer(R).items()}))
-    save_adapter(model, run.path/'adapter', base_name(cfg.model)); atomic_write(run/'ended.json', (place.path/'ended.json').read_text(encoding='utf-8'))
-    shutil.copyfile(place.path/'metrics.jsonl', run/'metrics.jsonl'); return model.eval(), whole
+    write_json(
+        run / 'transfer.json',
+        dict(
+            tasks=list(tests),
+            stages=['base', *cfg.emotions],
+            nll=[[round(-x, 4) for x in r] for r in R],
+            **{k: round(v, 4) for k, v in transfer(R).items()},
+        ),
+    )
+    save_adapter(model, run.path / 'adapter', base_name(cfg.model))
+    atomic_write(run / 'ended.json', (place.path / 'ended.json').read_text(encoding='utf-8'))
+    shutil.copyfile(place.path / 'metrics.jsonl', run / 'metrics.jsonl')
+    return model.eval(), whole

@@ -23,181 +23,378 @@ from .audio import SR, f0_track
 
 # %% ../nbs/13_figures.ipynb #c3aaea27
 BASE, ADAPTER, HUMAN, OTHER = '#0072B2', '#D55E00', '#4d4d4d', '#009E73'
-STYLE = {'figure.dpi': 75, 'font.size': 9, 'axes.titlesize': 9, 'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True, 'grid.alpha': .25,
-         'figure.facecolor': 'white', 'savefig.facecolor': 'white',
-         'text.color': '#1b1b1b', 'axes.labelcolor': '#1b1b1b', 'legend.frameon': False, 'svg.hashsalt': 'csm', 'figure.constrained_layout.use': True}
+STYLE = {
+    'figure.dpi': 75,
+    'font.size': 9,
+    'axes.titlesize': 9,
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'axes.grid': True,
+    'grid.alpha': 0.25,
+    'figure.facecolor': 'white',
+    'savefig.facecolor': 'white',
+    'text.color': '#1b1b1b',
+    'axes.labelcolor': '#1b1b1b',
+    'legend.frameon': False,
+    'svg.hashsalt': 'csm',
+    'figure.constrained_layout.use': True,
+}
 
 def drawn(f):
-    "The style for a function that returns a figure, which is shown where it is asked for and not by pyplot a second time"
+    """The style for a function that returns a figure, which is shown where it is asked for and not by
+    pyplot a second time"""
+
     @wraps(f)
     def g(*args, **kw):
         with plt.rc_context(STYLE): fig = f(*args, **kw)
-        plt.close(fig); return fig
+        plt.close(fig)
+        return fig
+
     return g
 
 def save(fig, path):
     "PNG with the same bytes for the same figure"
-    path.parent.mkdir(parents=True, exist_ok=True); fig.savefig(path, dpi=130, metadata={'Software': None}); return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(path, dpi=130, metadata={'Software': None})
+    return path
 
 # %% ../nbs/13_figures.ipynb #43e24ca6
 def ends(rows: list[dict]) -> list[list[float]]:
     "Lengths of the error bars of `{value, low, high}`; nan, which draws nothing, where there is no interval"
-    return [[np.nan if r['low'] is None else r['value'] - r['low'] for r in rows], [np.nan if r['high'] is None else r['high'] - r['value'] for r in rows]]
+    return [
+        [np.nan if r['low'] is None else r['value'] - r['low'] for r in rows],
+        [np.nan if r['high'] is None else r['high'] - r['value'] for r in rows],
+    ]
 
 def matrix(ax, m, rows: list, columns: list, size: float = 7, **labels):
     "Shares from 0 to 1 as shades with their numbers"
-    m = np.asarray(m, float); ax.imshow(m, cmap='Blues', vmin=0, vmax=1); ax.grid(False); ax.set_xticks(range(len(columns)), columns, rotation=60, ha='right')
-    ax.set_yticks(range(len(rows)), rows); ax.set(**labels)
+    m = np.asarray(m, float)
+    ax.imshow(m, cmap='Blues', vmin=0, vmax=1)
+    ax.grid(False)
+    ax.set_xticks(range(len(columns)), columns, rotation=60, ha='right')
+    ax.set_yticks(range(len(rows)), rows)
+    ax.set(**labels)
     for (i, j), v in np.ndenumerate(m):
-        if v >= .005: ax.text(j, i, f'{v:.2f}', ha='center', va='center', fontsize=size, color='w' if v > .5 else 'k')
+        if v >= 0.005:
+            ax.text(j, i, f'{v:.2f}', ha='center', va='center', fontsize=size, color='w' if v > 0.5 else 'k')
 
 def shares(card: dict) -> np.ndarray:
     "Confusion counts of a judge's card as shares of each row"
-    return np.array(card['confusion'], float)/np.maximum(1, [[card['count'].get(e, 0)] for e in card['emotions']])
+    return np.array(card['confusion'], float) / np.maximum(
+        1, [[card['count'].get(e, 0)] for e in card['emotions']]
+    )
 
 # %% ../nbs/13_figures.ipynb #9c04f143
 def smooth(y: np.ndarray, n: int = 15) -> np.ndarray:
     "Mean of the last `n` values"
-    c = np.cumsum(np.insert(np.asarray(y, float), 0, 0.)); i = np.arange(1, len(y) + 1); a = np.maximum(0, i - n); return (c[i] - c[a])/(i - a)
+    c = np.cumsum(np.insert(np.asarray(y, float), 0, 0.0))
+    i = np.arange(1, len(y) + 1)
+    a = np.maximum(0, i - n)
+    return (c[i] - c[a]) / (i - a)
 
 def curves_of(run) -> dict[str, list]:
-    """What a run folder says of its training, a list per curve: `x` updates, `codebooks` [updates][K], shares of the terms in the loss, `validation_*`, and
+    """What a run folder says of its training, a list per curve: `x` updates, `codebooks` [updates][K],
+    shares of the terms in the loss, `validation_*`, and
     `speed` in seconds of audio per second where it was recorded"""
     m, v = run.metrics('loss'), run.metrics('validation_loss')
-    out = dict(x=[r['step'] + 1 for r in m], **{k: [r[k] for r in m] for k in ('loss', 'c0', 'depth', 'codebooks', 'lr', 'grad_norm')})
-    out |= dict(validation_x=[r['step'] + 1 for r in v], **{f'validation_{k}': [r[f'validation_{k}'] for r in v] for k in ('loss', 'c0', 'depth')})
-    if m and 'distillation' in m[0]: out['share of distillation'] = [run.cfg.distillation*r['distillation']/r['loss'] for r in m]
-    if m and 'penalty_ratio' in m[0]: out['share of EWC'] = [r['penalty_ratio']/(1 + r['penalty_ratio']) for r in m]
-    fast = {r['step'] + 1: r['audio_seconds']/r['seconds'] for r in run.lines('speed.jsonl')}
+    out = dict(
+        x=[r['step'] + 1 for r in m],
+        **{k: [r[k] for r in m] for k in ('loss', 'c0', 'depth', 'codebooks', 'lr', 'grad_norm')},
+    )
+    out |= dict(
+        validation_x=[r['step'] + 1 for r in v],
+        **{f'validation_{k}': [r[f'validation_{k}'] for r in v] for k in ('loss', 'c0', 'depth')},
+    )
+    if m and 'distillation' in m[0]:
+        out['share of distillation'] = [run.cfg.distillation * r['distillation'] / r['loss'] for r in m]
+    if m and 'penalty_ratio' in m[0]:
+        out['share of EWC'] = [r['penalty_ratio'] / (1 + r['penalty_ratio']) for r in m]
+    fast = {r['step'] + 1: r['audio_seconds'] / r['seconds'] for r in run.lines('speed.jsonl')}
     return out | dict(speed_x=sorted(fast), speed=[fast[k] for k in sorted(fast)])
 
 @drawn
 def training_curves(run):
-    "Losses with validation, codebooks, learning rate, gradient norm, speed and shares of the terms over updates"
-    c = curves_of(run); x = c['x']; fig, ((a, k, s), (l, g, t)) = plt.subplots(2, 3, figsize=(10.5, 4.6)); nats = 'NLL, nats per code'
-    for q, colour, label in (('loss', HUMAN, 'loss'), ('c0', BASE, 'codebook 0'), ('depth', ADAPTER, 'others, mean of a code')):
-        a.plot(x, c[q], c=colour, lw=1, label=label); a.plot(c['validation_x'], c[f'validation_{q}'], 'o:', c=colour, ms=3, lw=1)
-    a.set(ylabel='nats', title='training; dotted: validation, without further terms'); a.legend(fontsize=7, ncols=3, loc='upper right', columnspacing=1)
-    a.set_ylim(0, 1.3*max([y for q in ('loss', 'c0', 'depth') for y in c[q] + c[f'validation_{q}']], default=1))
+    """Losses with validation, codebooks, learning rate, gradient norm, speed and shares of the terms over
+    updates"""
+    c = curves_of(run)
+    x = c['x']
+    fig, ((a, k, s), (l, g, t)) = plt.subplots(2, 3, figsize=(10.5, 4.6))
+    nats = 'NLL, nats per code'
+    for q, colour, label in (
+        ('loss', HUMAN, 'loss'),
+        ('c0', BASE, 'codebook 0'),
+        ('depth', ADAPTER, 'others, mean of a code'),
+    ):
+        a.plot(x, c[q], c=colour, lw=1, label=label)
+        a.plot(c['validation_x'], c[f'validation_{q}'], 'o:', c=colour, ms=3, lw=1)
+    a.set(ylabel='nats', title='training; dotted: validation, without further terms')
+    a.legend(fontsize=7, ncols=3, loc='upper right', columnspacing=1)
+    a.set_ylim(
+        0, 1.3 * max([y for q in ('loss', 'c0', 'depth') for y in c[q] + c[f'validation_{q}']], default=1)
+    )
     books = np.array([smooth(b) for b in np.array(c['codebooks'], float).reshape(len(x), -1).T])
-    im = k.imshow(books, aspect='auto', interpolation='nearest', cmap='viridis_r', extent=[.5, len(x) + .5, len(books) - .5, -.5]) if len(x) else None
-    k.grid(False); k.set(ylabel='codebook', title='every codebook, mean of 15 updates'); fig.colorbar(im, ax=k, label=nats) if im else None
-    l.plot(x, c['lr'], c='k', lw=1); l.set(ylabel='learning rate'); g.plot(x, c['grad_norm'], c='k', lw=1); g.axhline(run.cfg.clip, c=HUMAN, ls='--', lw=.8)
+    im = (
+        k.imshow(
+            books,
+            aspect='auto',
+            interpolation='nearest',
+            cmap='viridis_r',
+            extent=[0.5, len(x) + 0.5, len(books) - 0.5, -0.5],
+        )
+        if len(x)
+        else None
+    )
+    k.grid(False)
+    k.set(ylabel='codebook', title='every codebook, mean of 15 updates')
+    fig.colorbar(im, ax=k, label=nats) if im else None
+    l.plot(x, c['lr'], c='k', lw=1)
+    l.set(ylabel='learning rate')
+    g.plot(x, c['grad_norm'], c='k', lw=1)
+    g.axhline(run.cfg.clip, c=HUMAN, ls='--', lw=0.8)
     g.set(ylabel='gradient norm', title=f'before clipping at {run.cfg.clip:g}')
     s.plot(c['speed_x'], smooth(c['speed']), c='k', lw=1)
     s.set(ylabel='audio, s per s', title='speed' if c['speed'] else 'speed: not recorded', ylim=(0, None))
     for name, colour in (('share of distillation', BASE), ('share of EWC', ADAPTER)):
-        if name in c: t.plot(x, smooth(c[name]), c=colour, lw=1, label=name.removeprefix('share of '))
-    t.set(ylabel='share of the loss', title='further terms' if t.lines else 'no distillation, no EWC'); t.legend(fontsize=7) if t.lines else None
+        if name in c:
+            t.plot(x, smooth(c[name]), c=colour, lw=1, label=name.removeprefix('share of '))
+    t.set(ylabel='share of the loss', title='further terms' if t.lines else 'no distillation, no EWC')
+    t.legend(fontsize=7) if t.lines else None
     for ax in (a, k, l, g, s, t): ax.set_xlabel('update')
     return fig
 
 # %% ../nbs/13_figures.ipynb #c04ffd96
 def mel(ax, x: np.ndarray, title: str = ''):
     "Mel spectrogram, dB"
-    s = librosa.power_to_db(librosa.feature.melspectrogram(y=np.asarray(x, np.float32), sr=SR, n_fft=1024, hop_length=240, n_mels=80, fmax=8000), ref=1.,
-                            amin=1e-8)
+    s = librosa.power_to_db(
+        librosa.feature.melspectrogram(
+            y=np.asarray(x, np.float32), sr=SR, n_fft=1024, hop_length=240, n_mels=80, fmax=8000
+        ),
+        ref=1.0,
+        amin=1e-8,
+    )
     ticks = [400, 1000, 2000, 4000, 8000]
-    ax.imshow(s, origin='lower', aspect='auto', extent=[0, len(x)/SR, 0, 80], vmin=-70, vmax=10, cmap='magma'); ax.grid(False)
-    ax.set_yticks([float(librosa.hz_to_mel(h)/librosa.hz_to_mel(8000)*80) for h in ticks], ticks); ax.set(title=title, xlabel='s', ylabel='Hz')
+    ax.imshow(
+        s, origin='lower', aspect='auto', extent=[0, len(x) / SR, 0, 80], vmin=-70, vmax=10, cmap='magma'
+    )
+    ax.grid(False)
+    ax.set_yticks([float(librosa.hz_to_mel(h) / librosa.hz_to_mel(8000) * 80) for h in ticks], ticks)
+    ax.set(title=title, xlabel='s', ylabel='Hz')
 
 def pitch(ax, x: np.ndarray, colour: str, label: str = '', **kw):
     "F0 in Hz over seconds; gaps where there is no voice"
-    f0, t, _ = f0_track(x); ax.plot(t, np.where(f0 > 0, f0, np.nan), c=colour, label=label, **kw); ax.set(ylim=(50, 450), ylabel='F0, Hz', xlabel='s')
+    f0, t, _ = f0_track(x)
+    ax.plot(t, np.where(f0 > 0, f0, np.nan), c=colour, label=label, **kw)
+    ax.set(ylim=(50, 450), ylabel='F0, Hz', xlabel='s')
     return f0
 
 @drawn
-def clip_figure(x: np.ndarray, title: str = '', human: np.ndarray|None = None, human_title: str = 'recording'):
-    "Waveform, mel spectrogram and F0 of a clip (24 kHz); with a recording `human`, both side by side and their F0 in one panel"
-    both = [(x, title or 'clip', ADAPTER)] + ([] if human is None else [(human, human_title, HUMAN)]); n = len(both)
-    peak = max(np.abs(y).max() for y, *_ in both)*1.05; end = max(len(y) for y, *_ in both)/SR; top = 100.
-    fig, ax = plt.subplot_mosaic([[f'w{i}' for i in range(n)], [f'm{i}' for i in range(n)], ['f']*n], figsize=(4.6*n, 4.6), height_ratios=[1, 1.6, 1.2])
+def clip_figure(
+    x: np.ndarray, title: str = '', human: np.ndarray | None = None, human_title: str = 'recording'
+):
+    """Waveform, mel spectrogram and F0 of a clip (24 kHz); with a recording `human`, both side by side and
+    their F0 in one panel"""
+    both = [(x, title or 'clip', ADAPTER)] + ([] if human is None else [(human, human_title, HUMAN)])
+    n = len(both)
+    peak = max(np.abs(y).max() for y, *_ in both) * 1.05
+    end = max(len(y) for y, *_ in both) / SR
+    top = 100.0
+    fig, ax = plt.subplot_mosaic(
+        [[f'w{i}' for i in range(n)], [f'm{i}' for i in range(n)], ['f'] * n],
+        figsize=(4.6 * n, 4.6),
+        height_ratios=[1, 1.6, 1.2],
+    )
     for i, (y, name, colour) in enumerate(both):
-        w = ax[f'w{i}']; top = max(top, pitch(ax['f'], y, colour, name, lw=1.8).max()); w.plot(np.arange(len(y))/SR, y, c=colour, lw=.4)
-        w.set(ylim=(-peak, peak), xlim=(0, end), ylabel='amplitude', title=name); mel(ax[f'm{i}'], y); ax[f'm{i}'].set_xlim(0, end)
-    ax['f'].set(xlim=(0, end), ylim=(50, 1.3*top)); ax['f'].legend(fontsize=7, ncols=n, loc='upper right') if n > 1 else None
+        w = ax[f'w{i}']
+        top = max(top, pitch(ax['f'], y, colour, name, lw=1.8).max())
+        w.plot(np.arange(len(y)) / SR, y, c=colour, lw=0.4)
+        w.set(ylim=(-peak, peak), xlim=(0, end), ylabel='amplitude', title=name)
+        mel(ax[f'm{i}'], y)
+        ax[f'm{i}'].set_xlim(0, end)
+    ax['f'].set(xlim=(0, end), ylim=(50, 1.3 * top))
+    ax['f'].legend(fontsize=7, ncols=n, loc='upper right') if n > 1 else None
     return fig
 
 @drawn
 def before_after(pairs: list[tuple], emotion: str):
     "Spectrograms with F0 for `(text, base audio, adapter audio)`, time axes shared"
     # spectrograms are most of what a notebook weighs; files are saved at 130
-    fig, ax = plt.subplots(len(pairs), 2, figsize=(9, 2.2*len(pairs)), squeeze=False, dpi=50)
+    fig, ax = plt.subplots(len(pairs), 2, figsize=(9, 2.2 * len(pairs)), squeeze=False, dpi=50)
     for row, (text, a, b) in zip(ax, pairs):
         for x, y, t in ((row[0], a, f'base: {text}'), (row[1], b, f'{emotion}: {text}')):
-            mel(x, y, t); x.set_xlim(0, max(len(a), len(b))/SR); x.title.set_fontsize(8); f = x.twinx(); pitch(f, y, '#56B4E9', lw=2); f.grid(False)
+            mel(x, y, t)
+            x.set_xlim(0, max(len(a), len(b)) / SR)
+            x.title.set_fontsize(8)
+            f = x.twinx()
+            pitch(f, y, '#56B4E9', lw=2)
+            f.grid(False)
     return fig
 
 # %% ../nbs/13_figures.ipynb #a33eafdc
 @drawn
 def gap_figure(gap: dict, emotion: str):
     "Share of the neutral-to-emotion shift of the recordings that the adapter makes, with intervals"
-    gap = {k: g for k, g in gap.items() if g['share']['value'] is not None}; fig, ax = plt.subplots(figsize=(6, 1.9)); y = np.arange(len(gap))
+    gap = {k: g for k, g in gap.items() if g['share']['value'] is not None}
+    fig, ax = plt.subplots(figsize=(6, 1.9))
+    y = np.arange(len(gap))
     v = [g['share'] for g in gap.values()]
-    if not gap: ax.text(.5, .5, f'{emotion}: the recordings do not shift from neutral', ha='center', transform=ax.transAxes); ax.axis('off'); return fig
-    ax.barh(y, [s['value'] for s in v], color=ADAPTER, height=.55, xerr=ends(v), capsize=3)
-    ax.axvline(1, c=HUMAN, ls='--'); ax.axvline(0, c='k', lw=.8); ax.text(1.01, len(gap) - .45, 'recordings', color=HUMAN, va='bottom')
-    ax.set_yticks(y, [f"{g['unit'].split(',')[0]} ({g['corpus_shift']:+.1f} {g['unit'].split(', ')[1]})" for g in gap.values()])
+    if not gap:
+        ax.text(
+            0.5,
+            0.5,
+            f'{emotion}: the recordings do not shift from neutral',
+            ha='center',
+            transform=ax.transAxes,
+        )
+        ax.axis('off')
+        return fig
+    ax.barh(y, [s['value'] for s in v], color=ADAPTER, height=0.55, xerr=ends(v), capsize=3)
+    ax.axvline(1, c=HUMAN, ls='--')
+    ax.axvline(0, c='k', lw=0.8)
+    ax.text(1.01, len(gap) - 0.45, 'recordings', color=HUMAN, va='bottom')
+    ax.set_yticks(
+        y,
+        [
+            f"{g['unit'].split(',')[0]} ({g['corpus_shift']:+.1f} {g['unit'].split(', ')[1]})"
+            for g in gap.values()
+        ],
+    )
     ax.set(xlabel=f'share of the shift from neutral to {emotion} (1 = as the recordings)')
     return fig
 
 @drawn
 def judge_figure(card: dict, said: dict, emotion: str):
     "Left: the judge's own confusion on held-out speakers. Right: what it says of base and adapter samples"
-    fig, (a, b) = plt.subplots(1, 2, figsize=(9, 3.2)); e = card['emotions']; x = np.arange(len(e))
-    matrix(a, shares(card), e, e, 6.5,
-           title=f"judge on unheard speakers: UAR {card['uar'] if card['uar'] is None else round(card['uar'], 2)}, chance {card['chance']:.2f}", xlabel='said',
-           ylabel='is')
-    for off, (k, c) in zip((-.2, .2), (('base', BASE), ('adapter', ADAPTER))): b.bar(x + off, [said[k].count(q)/len(said[k]) for q in e], .4, color=c, label=k)
-    b.set_xticks(x, e, rotation=60, ha='right'); b.set(title=f'samples judged (target: {emotion})', ylabel='share of samples', ylim=(0, 1)); b.legend()
+    fig, (a, b) = plt.subplots(1, 2, figsize=(9, 3.2))
+    e = card['emotions']
+    x = np.arange(len(e))
+    matrix(
+        a,
+        shares(card),
+        e,
+        e,
+        6.5,
+        title="judge on unheard speakers: UAR "
+        f"{card['uar'] if card['uar'] is None else round(card['uar'], 2)}, chance {card['chance']:.2f}",
+        xlabel='said',
+        ylabel='is',
+    )
+    for off, (k, c) in zip((-0.2, 0.2), (('base', BASE), ('adapter', ADAPTER))):
+        b.bar(
+            x + off, [said[k].count(q) / len(said[k]) for q in e], 0.4, color=c, label=k
+        )
+    b.set_xticks(x, e, rotation=60, ha='right')
+    b.set(title=f'samples judged (target: {emotion})', ylabel='share of samples', ylim=(0, 1))
+    b.legend()
     return fig
 
 # %% ../nbs/13_figures.ipynb #96243a23
-PROFILE = dict(f0='F0, semitones', f0_sd='F0 spread, semitones', energy='level, dB', rate='rate, log2', tilt='tilt, dB', final_rise='final rise, semitones',
-               pauses='pauses, s')
+PROFILE = dict(
+    f0='F0, semitones',
+    f0_sd='F0 spread, semitones',
+    energy='level, dB',
+    rate='rate, log2',
+    tilt='tilt, dB',
+    final_rise='final rise, semitones',
+    pauses='pauses, s',
+)
 
 @drawn
 def profile_figure(profile: dict, emotion: str):
-    """Shift from neutral of every prosodic figure, in standard deviations of people's neutral speech: recordings (band: their own spread), adapter, and the
+    """Shift from neutral of every prosodic figure, in standard deviations of people's neutral speech:
+    recordings (band: their own spread), adapter, and the
     adapter on unmarked text"""
-    keys = [k for k in PROFILE if k in profile]; x = np.arange(len(keys)); fig, ax = plt.subplots(figsize=(7.4, 2.8))
+    keys = [k for k in PROFILE if k in profile]
+    x = np.arange(len(keys))
+    fig, ax = plt.subplots(figsize=(7.4, 2.8))
     sd = np.array([profile[k]['neutral_sd'] for k in keys])
-    of = lambda system, q: np.array([np.nan if profile[k][system][q] is None else profile[k][system][q] for k in keys], float)/sd
-    m, s = of('recordings', 'value'), np.array([profile[k]['recordings_sd'] for k in keys])/sd
-    ax.fill_between(x, m - s, m + s, color=HUMAN, alpha=.2, lw=0, label='recordings, 1 SD of clips'); ax.plot(x, m, '--', c=HUMAN, label='recordings')
-    for system, c, mark, label in (('adapter', ADAPTER, 'o', emotion), ('adapter_unmarked', BASE, 's', 'adapter, unmarked text')):
+    of = lambda system, q: (
+        np.array([np.nan if profile[k][system][q] is None else profile[k][system][q] for k in keys], float)
+        / sd
+    )
+    m, s = of('recordings', 'value'), np.array([profile[k]['recordings_sd'] for k in keys]) / sd
+    ax.fill_between(x, m - s, m + s, color=HUMAN, alpha=0.2, lw=0, label='recordings, 1 SD of clips')
+    ax.plot(x, m, '--', c=HUMAN, label='recordings')
+    for system, c, mark, label in (
+        ('adapter', ADAPTER, 'o', emotion),
+        ('adapter_unmarked', BASE, 's', 'adapter, unmarked text'),
+    ):
         v = of(system, 'value')
-        ax.errorbar(x, v, yerr=[v - of(system, 'low'), of(system, 'high') - v], fmt=f'-{mark}', c=c, ms=4, lw=1.2, capsize=2, label=label)
-    ax.axhline(0, c='k', lw=.8); ax.set_xticks(x, [PROFILE[k].replace(', ', ',\n') for k in keys], fontsize=8)
-    ax.set(ylabel='shift from neutral,\nSD of neutral speech'); fig.legend(loc='outside upper center', ncols=4, fontsize=7)
+        ax.errorbar(
+            x,
+            v,
+            yerr=[v - of(system, 'low'), of(system, 'high') - v],
+            fmt=f'-{mark}',
+            c=c,
+            ms=4,
+            lw=1.2,
+            capsize=2,
+            label=label,
+        )
+    ax.axhline(0, c='k', lw=0.8)
+    ax.set_xticks(x, [PROFILE[k].replace(', ', ',\n') for k in keys], fontsize=8)
+    ax.set(ylabel='shift from neutral,\nSD of neutral speech')
+    fig.legend(loc='outside upper center', ncols=4, fontsize=7)
     return fig
 
 # %% ../nbs/13_figures.ipynb #a8cdc67d
 @drawn
-def gain_figure(values: dict[str, dict], label: str, limits: tuple|None = (0, 1)):
-    "A group of bars per row of `values` `{name: {system: {value, low, high} or None}}`, with 95 % intervals; a missing value is written out"
+def gain_figure(values: dict[str, dict], label: str, limits: tuple | None = (0, 1)):
+    """A group of bars per row of `values` `{name: {system: {value, low, high} or None}}`, with 95 %
+    intervals; a missing value is written out"""
     systems = list(dict.fromkeys(s for v in values.values() for s in v))
-    known = dict(zip(systems, (BASE, ADAPTER, OTHER, '#CC79A7', '#E69F00', '#56B4E9'))) | {s: HUMAN for s in systems if 'record' in s or 'recall' in s}
-    w = .8/len(systems)
-    fig, ax = plt.subplots(figsize=(max(4, 1.1*len(values) + 2), 2.8))
+    known = dict(zip(systems, (BASE, ADAPTER, OTHER, '#CC79A7', '#E69F00', '#56B4E9'))) | {
+        s: HUMAN for s in systems if 'record' in s or 'recall' in s
+    }
+    w = 0.8 / len(systems)
+    fig, ax = plt.subplots(figsize=(max(4, 1.1 * len(values) + 2), 2.8))
     for j, s in enumerate(systems):
-        at = [(i + (j - (len(systems) - 1)/2)*w, v.get(s)) for i, v in enumerate(values.values())]
+        at = [
+            (i + (j - (len(systems) - 1) / 2) * w, v.get(s))
+            for i, v in enumerate(values.values())
+        ]
         here = [(x, q) for x, q in at if q and q['value'] is not None]
-        ax.bar([x for x, _ in here], [q['value'] for _, q in here], w*.92, color=known[s], label=s, yerr=ends([q for _, q in here]), capsize=2,
-               error_kw=dict(lw=.8))
+        ax.bar(
+            [x for x, _ in here],
+            [q['value'] for _, q in here],
+            w * 0.92,
+            color=known[s],
+            label=s,
+            yerr=ends([q for _, q in here]),
+            capsize=2,
+            error_kw=dict(lw=0.8),
+        )
         for x, q in at:
-            if not q or q['value'] is None: ax.text(x, 0, '?', ha='center', va='bottom', fontsize=8, color=known[s])
-    ax.set_xticks(range(len(values)), list(values), rotation=30 if len(values) > 5 else 0); ax.set(ylabel=label, ylim=limits, xlim=(-.5, len(values) - .5))
+            if not q or q['value'] is None:
+                ax.text(x, 0, '?', ha='center', va='bottom', fontsize=8, color=known[s])
+    ax.set_xticks(range(len(values)), list(values), rotation=30 if len(values) > 5 else 0)
+    ax.set(ylabel=label, ylim=limits, xlim=(-0.5, len(values) - 0.5))
     fig.legend(loc='outside upper center', ncols=4, fontsize=8)
     return fig
 
 @drawn
 def asked_said(report: dict):
-    "Which emotion was asked for (rows) and which the judge heard (columns), shares; beside it the judge on recordings"
-    heard, rows = report['judge']['emotions'], report['emotions']; fig, ax = plt.subplots(1, 2, figsize=(9.5, 3.6))
-    matrix(ax[0], [[r['said'].count(h)/len(r['said']) for h in heard] for r in rows.values()], list(rows), heard, title='samples of the adapter',
-           xlabel='the judge says', ylabel='asked for')
-    matrix(ax[1], shares(report['judge']), heard, heard, title='recordings of speakers unknown to the judge', xlabel='the judge says', ylabel='is')
+    """Which emotion was asked for (rows) and which the judge heard (columns), shares; beside it the judge
+    on recordings"""
+    heard, rows = report['judge']['emotions'], report['emotions']
+    fig, ax = plt.subplots(1, 2, figsize=(9.5, 3.6))
+    matrix(
+        ax[0],
+        [[r['said'].count(h) / len(r['said']) for h in heard] for r in rows.values()],
+        list(rows),
+        heard,
+        title='samples of the adapter',
+        xlabel='the judge says',
+        ylabel='asked for',
+    )
+    matrix(
+        ax[1],
+        shares(report['judge']),
+        heard,
+        heard,
+        title='recordings of speakers unknown to the judge',
+        xlabel='the judge says',
+        ylabel='is',
+    )
     return fig
 
 # %% ../nbs/13_figures.ipynb #28526904
@@ -206,99 +403,248 @@ COLOURS = dict(train=BASE, validation=OTHER, test=ADAPTER)
 @drawn
 def corpus_figure(clips: list, name: str = ''):
     "Emotion x speaker counts, durations by split, level after gain and median F0 by emotion"
-    present = in_order(c.emotion for c in clips); who = sorted({c.speaker for c in clips}); rng = np.random.default_rng(0)
+    present = in_order(c.emotion for c in clips)
+    who = sorted({c.speaker for c in clips})
+    rng = np.random.default_rng(0)
     m = np.zeros((len(present), len(who)))
-    for c in clips: m[present.index(c.emotion), who.index(c.speaker)] += 1
-    fig, ((a, b), (l, f)) = plt.subplots(2, 2, figsize=(9, 5), dpi=72); im = a.imshow(m, aspect='auto', cmap='Blues', interpolation='nearest', vmin=0)
-    fig.colorbar(im, ax=a, label='clips'); a.grid(False)
-    a.set(title=f'{name}: {len(clips)} clips, {len(who)} speakers', xlabel='speaker'); a.set_yticks(range(len(present)), present); step = max(1, len(who)//12)
+    for c in clips:
+        m[present.index(c.emotion), who.index(c.speaker)] += 1
+    fig, ((a, b), (l, f)) = plt.subplots(2, 2, figsize=(9, 5), dpi=72)
+    im = a.imshow(m, aspect='auto', cmap='Blues', interpolation='nearest', vmin=0)
+    fig.colorbar(im, ax=a, label='clips')
+    a.grid(False)
+    a.set(title=f'{name}: {len(clips)} clips, {len(who)} speakers', xlabel='speaker')
+    a.set_yticks(range(len(present)), present)
+    step = max(1, len(who) // 12)
     a.set_xticks(range(0, len(who), step), who[::step], fontsize=7, rotation=45)
-    b.hist([[c.duration for c in clips if c.split == s] for s in COLOURS], bins=20, stacked=True, color=COLOURS.values(), label=list(COLOURS))
-    b.set(xlabel='duration after trimming, s', ylabel='clips'); b.legend()
-    for ax, value, unit in ((l, lambda c: c.level_db + c.gain_db, 'level after gain, dB re full scale'), (f, lambda c: c.f0_hz, 'median F0, Hz')):
-        for sex, mark, dx in (('male', 'o', -.15), ('female', '^', .15), ('unknown', 's', 0)):
-            pts = [(present.index(c.emotion) + dx + rng.uniform(-.1, .1), value(c)) for c in clips if c.sex == sex and value(c) is not None]
-            if pts: ax.plot(*zip(*pts), mark, ms=2.5, alpha=.5, label=sex, c={'male': BASE, 'female': ADAPTER}.get(sex, HUMAN))
-        ax.set_xticks(range(len(present)), present, rotation=30); ax.set_xlim(-.6, len(present) - .4); ax.set_ylabel(unit)
+    b.hist(
+        [[c.duration for c in clips if c.split == s] for s in COLOURS],
+        bins=20,
+        stacked=True,
+        color=COLOURS.values(),
+        label=list(COLOURS),
+    )
+    b.set(xlabel='duration after trimming, s', ylabel='clips')
+    b.legend()
+    for ax, value, unit in (
+        (l, lambda c: c.level_db + c.gain_db, 'level after gain, dB re full scale'),
+        (f, lambda c: c.f0_hz, 'median F0, Hz'),
+    ):
+        for sex, mark, dx in (('male', 'o', -0.15), ('female', '^', 0.15), ('unknown', 's', 0)):
+            pts = [
+                (present.index(c.emotion) + dx + rng.uniform(-0.1, 0.1), value(c))
+                for c in clips
+                if c.sex == sex and value(c) is not None
+            ]
+            if pts:
+                ax.plot(
+                    *zip(*pts),
+                    mark,
+                    ms=2.5,
+                    alpha=0.5,
+                    label=sex,
+                    c={'male': BASE, 'female': ADAPTER}.get(sex, HUMAN),
+                )
+        ax.set_xticks(range(len(present)), present, rotation=30)
+        ax.set_xlim(-0.6, len(present) - 0.4)
+        ax.set_ylabel(unit)
     f.legend(markerscale=2)
     return fig
 
 def overview(ds):
     "Write `overview.png` into a dataset's folder and show it in its card"
-    corpus_figure(ds.clips, ' + '.join(sorted({c.corpus for c in ds.clips}))).savefig(ds.folder/'overview.png', dpi=110, metadata={'Software': None})
-    f = ds.folder/'README.md'
+    corpus_figure(ds.clips, ' + '.join(sorted({c.corpus for c in ds.clips}))).savefig(
+        ds.folder / 'overview.png', dpi=110, metadata={'Software': None}
+    )
+    f = ds.folder / 'README.md'
     card = f.read_text(encoding='utf-8')
-    if 'overview.png' not in card: atomic_write(f, card + '\n![Emotions by speaker, durations, levels, F0](overview.png)\n')
+    if 'overview.png' not in card:
+        atomic_write(f, card + '\n![Emotions by speaker, durations, levels, F0](overview.png)\n')
 
 @drawn
 def heard_figure(t):
     "Intended against heard emotion (`corpora.heard`), shares"
-    fig, ax = plt.subplots(figsize=(4.6, 3.4)); matrix(ax, t.to_numpy(), list(t.index), list(t.columns), 8, xlabel='heard by most listeners', ylabel='intended')
+    fig, ax = plt.subplots(figsize=(4.6, 3.4))
+    matrix(
+        ax,
+        t.to_numpy(),
+        list(t.index),
+        list(t.columns),
+        8,
+        xlabel='heard by most listeners',
+        ylabel='intended',
+    )
     return fig
 
 # %% ../nbs/13_figures.ipynb #40631a4a
-PANELS = dict(judged_run='judged as asked, judge of the run', judged_cremad='judged as asked, judge of real speech', arousal_cremad='arousal, log odds',
-              per='phoneme errors', speaker='speaker, cosine', mos='predicted MOS', stopped='stopped by itself')
+PANELS = dict(
+    judged_run='judged as asked, judge of the run',
+    judged_cremad='judged as asked, judge of real speech',
+    arousal_cremad='arousal, log odds',
+    per='phoneme errors',
+    speaker='speaker, cosine',
+    mos='predicted MOS',
+    stopped='stopped by itself',
+)
 
 @drawn
 def evaluation_figure(result: dict):
-    "Panels of `evaluation.json`: a row per emotion, points with 95 % intervals; what was not measured has no panel"
-    values = result['values']; keys = [k for k in PANELS if any(k in s for e in values.values() for s in e.values())]; emotions = list(values)
-    colour = dict(base=BASE, adapter=ADAPTER, recordings=HUMAN, against=OTHER); n = len(keys)
-    fig, axes = plt.subplots(-(-n//4), min(4, n), figsize=(10, (.9 + .42*len(emotions))*-(-n//4) + .3), squeeze=False, sharey=True)
+    """Panels of `evaluation.json`: a row per emotion, points with 95 % intervals; what was not measured
+    has no panel"""
+    values = result['values']
+    keys = [k for k in PANELS if any(k in s for e in values.values() for s in e.values())]
+    emotions = list(values)
+    colour = dict(base=BASE, adapter=ADAPTER, recordings=HUMAN, against=OTHER)
+    n = len(keys)
+    fig, axes = plt.subplots(
+        -(-n // 4),
+        min(4, n),
+        figsize=(10, (0.9 + 0.42 * len(emotions)) * -(-n // 4) + 0.3),
+        squeeze=False,
+        sharey=True,
+    )
     for ax in axes.flat[n:]: ax.set_visible(False)
     for ax, k in zip(axes.flat, keys):
         for j, (system, c) in enumerate(colour.items()):
-            pts = [(i + .18*(j - 1), v[system][k]) for i, v in enumerate(values.values()) if k in v.get(system, {}) and v[system][k]['value'] is not None]
+            pts = [
+                (i + 0.18 * (j - 1), v[system][k])
+                for i, v in enumerate(values.values())
+                if k in v.get(system, {}) and v[system][k]['value'] is not None
+            ]
             for y, s in pts:
-                ax.plot([s['low'] if s['low'] is not None else s['value'], s['high'] if s['high'] is not None else s['value']], [y, y], c=c, lw=1.5)
-            if pts: ax.plot([s['value'] for _, s in pts], [y for y, _ in pts], 'o', c=c, ms=4, label=system)
-        ax.set_title(PANELS[k], fontsize=8); ax.set_yticks(range(len(emotions)), emotions); ax.set_ylim(len(emotions) - .5, -.5)
-        if k.startswith('judged') or k == 'stopped': ax.set_xlim(-.03, 1.03)
-    known = dict(x for ax in fig.axes for x in zip(*ax.get_legend_handles_labels()[::-1]))          # a system may be missing in any one panel
-    systems = [s for s in colour if s in known]; fig.legend([known[s] for s in systems], systems, loc='outside lower center', ncols=4)
+                ax.plot(
+                    [
+                        s['low'] if s['low'] is not None else s['value'],
+                        s['high'] if s['high'] is not None else s['value'],
+                    ],
+                    [y, y],
+                    c=c,
+                    lw=1.5,
+                )
+            if pts:
+                ax.plot(
+                    [s['value'] for _, s in pts],
+                    [y for y, _ in pts],
+                    'o',
+                    c=c,
+                    ms=4,
+                    label=system,
+                )
+        ax.set_title(PANELS[k], fontsize=8)
+        ax.set_yticks(range(len(emotions)), emotions)
+        ax.set_ylim(len(emotions) - 0.5, -0.5)
+        if k.startswith('judged') or k == 'stopped': ax.set_xlim(-0.03, 1.03)
+    # a system may be missing in any one panel
+    known = dict(x for ax in fig.axes for x in zip(*ax.get_legend_handles_labels()[::-1]))
+    systems = [s for s in colour if s in known]
+    fig.legend([known[s] for s in systems], systems, loc='outside lower center', ncols=4)
     return fig
 
 # %% ../nbs/13_figures.ipynb #cf69cece
 @drawn
 def retention_figure(t, gains: dict[str, str], drift: str = 'drift'):
-    "A panel per gain (column of `retention.compared`: label): arms with 95 % intervals, and the scaling line of plain LoRA"
-    trained = [a for a in t.index if not a.startswith('LoRA x')]; line = [a for a in t.index if a.startswith('LoRA')]
-    line = sorted((a for a in line if a == 'LoRA' or ' x ' in a), key=lambda a: 1. if a == 'LoRA' else float(a.split(' x ')[1]))
-    colours = plt.cm.tab20(np.linspace(0, .95, max(2, len(trained))))
-    fig, axes = plt.subplots(1, len(gains), figsize=(5.2*len(gains) + 1.6, 4), squeeze=False)
+    """A panel per gain (column of `retention.compared`: label): arms with 95 % intervals, and the scaling
+    line of plain LoRA"""
+    trained = [a for a in t.index if not a.startswith('LoRA x')]
+    line = [a for a in t.index if a.startswith('LoRA')]
+    line = sorted(
+        (a for a in line if a == 'LoRA' or ' x ' in a),
+        key=lambda a: 1.0 if a == 'LoRA' else float(a.split(' x ')[1]),
+    )
+    colours = plt.cm.tab20(np.linspace(0, 0.95, max(2, len(trained))))
+    fig, axes = plt.subplots(1, len(gains), figsize=(5.2 * len(gains) + 1.6, 4), squeeze=False)
     for ax, (g, label) in zip(axes[0], gains.items()):
-        ax.plot([t[drift][a]['value'] for a in line], [t[g][a]['value'] for a in line], '-', c=HUMAN, lw=1.5, marker='.', zorder=1, label='plain LoRA, scaled')
+        ax.plot(
+            [t[drift][a]['value'] for a in line],
+            [t[g][a]['value'] for a in line],
+            '-',
+            c=HUMAN,
+            lw=1.5,
+            marker='.',
+            zorder=1,
+            label='plain LoRA, scaled',
+        )
         for a in line:
-            ax.annotate('1' if a == 'LoRA' else a.split(' x ')[1], (t[drift][a]['value'], t[g][a]['value']), xytext=(4, -9), textcoords='offset points',
-                        fontsize=7, color=HUMAN)
+            ax.annotate(
+                '1' if a == 'LoRA' else a.split(' x ')[1],
+                (t[drift][a]['value'], t[g][a]['value']),
+                xytext=(4, -9),
+                textcoords='offset points',
+                fontsize=7,
+                color=HUMAN,
+            )
         for i, a in enumerate(trained):
-            x, y = t[drift][a], t[g][a]; bar = lambda s: None if s['low'] is None else [[s['value'] - s['low']], [s['high'] - s['value']]]
-            ax.errorbar(x['value'], y['value'], xerr=bar(x), yerr=bar(y), fmt='os^vDPX*<>hd'[i % 12], color=colours[i], ms=6, lw=.8, capsize=2, label=a,
-                        zorder=2)
+            x, y = t[drift][a], t[g][a]
+            bar = lambda s: None if s['low'] is None else [[s['value'] - s['low']], [s['high'] - s['value']]]
+            ax.errorbar(
+                x['value'],
+                y['value'],
+                xerr=bar(x),
+                yerr=bar(y),
+                fmt='os^vDPX*<>hd'[i % 12],
+                color=colours[i],
+                ms=6,
+                lw=0.8,
+                capsize=2,
+                label=a,
+                zorder=2,
+            )
         ax.set(xlabel='drift: NLL rise of held-out neutral speech, codebook 0, nats per frame', ylabel=label)
-    h, l = axes[0, -1].get_legend_handles_labels(); fig.legend(h, l, loc='outside right center', fontsize=8)
+    h, l = axes[0, -1].get_legend_handles_labels()
+    fig.legend(h, l, loc='outside right center', fontsize=8)
     return fig
 
 # %% ../nbs/13_figures.ipynb #6cb260fb
-DOSE = dict(judged='judged as asked', odds='log odds, change from the base', f0='F0 shift, semitones', energy='level shift, dB', rate='rate shift, log2',
-            words='sentence recognised', ended='stopped by itself', drift='neutral speech: NLL rise, codebook 0')
+DOSE = dict(
+    judged='judged as asked',
+    odds='log odds, change from the base',
+    f0='F0 shift, semitones',
+    energy='level shift, dB',
+    rate='rate shift, log2',
+    words='sentence recognised',
+    ended='stopped by itself',
+    drift='neutral speech: NLL rise, codebook 0',
+)
 
 @drawn
 def dose_figure(doses: dict[str, dict]):
-    "`{name: intensity.json}`: a panel per figure, value over intensity with 95 % intervals; the figure's own range where it has one"
-    doses = {k: d for k, d in doses.items() if d['values']}; labels = {q: l for q, l in DOSE.items() if any(q in d['values'] for d in doses.values())}
+    """`{name: intensity.json}`: a panel per figure, value over intensity with 95 % intervals; the figure's
+    own range where it has one"""
+    doses = {k: d for k, d in doses.items() if d['values']}
+    labels = {q: l for q, l in DOSE.items() if any(q in d['values'] for d in doses.values())}
     colours = dict(zip(doses, (ADAPTER, BASE, OTHER, '#CC79A7', '#E69F00', '#56B4E9', '#7f7f7f', '#000000')))
-    n = max(1, len(labels)); fig, axes = plt.subplots(-(-n//4), min(4, n), figsize=(2.8*min(4, n), .3 + 2.5*-(-n//4)), squeeze=False)
+    n = max(1, len(labels))
+    fig, axes = plt.subplots(
+        -(-n // 4),
+        min(4, n),
+        figsize=(2.8 * min(4, n), 0.3 + 2.5 * -(-n // 4)),
+        squeeze=False,
+    )
     for ax in axes.flat[n:]: ax.set_visible(False)
     for ax, (q, label) in zip(axes.flat, labels.items()):
         for i, (name, d) in enumerate(doses.items()):
             if q not in d['values']: continue
             rows = d['values'][q]['at']
-            ax.errorbar(d['scales'], [r['value'] if r['value'] is not None else np.nan for r in rows],
-                        yerr=ends([r if r['value'] is not None else dict(value=np.nan, low=None, high=None) for r in rows]), fmt='-' + 'os^vDPX*'[i % 8],
-                        c=colours[name], ms=4, lw=1.2, capsize=2, label=name)
-            if (w := d['values'][q].get('recordings')) is not None: ax.axhline(w, c=colours[name], ls='--', lw=.8)
-        ax.set(xlabel='intensity (1 = as trained)', title=label, ylim=(-.03, 1.03) if q in ('judged', 'words', 'ended') else None)
-    h, l = axes[0, 0].get_legend_handles_labels(); fig.legend(h, l, loc='outside upper center', ncols=8, fontsize=8)
+            ax.errorbar(
+                d['scales'],
+                [r['value'] if r['value'] is not None else np.nan for r in rows],
+                yerr=ends(
+                    [r if r['value'] is not None else dict(value=np.nan, low=None, high=None) for r in rows]
+                ),
+                fmt='-' + 'os^vDPX*'[i % 8],
+                c=colours[name],
+                ms=4,
+                lw=1.2,
+                capsize=2,
+                label=name,
+            )
+            if (w := d['values'][q].get('recordings')) is not None:
+                ax.axhline(w, c=colours[name], ls='--', lw=0.8)
+        ax.set(
+            xlabel='intensity (1 = as trained)',
+            title=label,
+            ylim=(-0.03, 1.03) if q in ('judged', 'words', 'ended') else None,
+        )
+    h, l = axes[0, 0].get_legend_handles_labels()
+    fig.legend(h, l, loc='outside upper center', ncols=8, fontsize=8)
     return fig

@@ -22,56 +22,99 @@ from .batches import Item
 
 # %% ../nbs/07a_fisher.ipynb #7ad2b24e
 def matrices(model) -> dict[str, torch.nn.Module]:
-    "The matrices that an adapter can change, by their name in the bare model; with an adapter, peft's wrapper of each"
-    want = re.compile(lora_config().target_modules); return {n: m for n, m in base_of(model).named_modules() if want.fullmatch(n)}
+    """The matrices that an adapter can change, by their name in the bare model; with an adapter, peft's
+    wrapper of each"""
+    want = re.compile(lora_config().target_modules)
+    return {n: m for n, m in base_of(model).named_modules() if want.fullmatch(n)}
 
 @contextmanager
 def watched(model):
-    "Inside, every matrix leaves `(input, gradient of the output)` in the dict; nothing but the hooks asks for gradients"
-    seen, ps = {}, [p for p in model.parameters() if p.requires_grad]; was = model.training; model.eval()
+    """Inside, every matrix leaves `(input, gradient of the output)` in the dict; nothing but the hooks
+    asks for gradients"""
+    seen, ps = {}, [p for p in model.parameters() if p.requires_grad]
+    was = model.training
+    model.eval()
+
     def hook(name):
         def f(_, args, out):
-            out = out if out.requires_grad else out.detach().requires_grad_(); out.register_hook(lambda g: seen.__setitem__(name, (args[0].detach(), g)))
+            out = out if out.requires_grad else out.detach().requires_grad_()
+            out.register_hook(lambda g: seen.__setitem__(name, (args[0].detach(), g)))
             return out
+
         return f
+
     for p in ps: p.requires_grad_(False)
     hooks = [m.register_forward_hook(hook(n)) for n, m in matrices(model).items()]
-    try: yield seen
-    finally: [h.remove() for h in hooks]; [p.requires_grad_() for p in ps]; model.train(was)
+    try:
+        yield seen
+    finally:
+        for h in hooks:
+            h.remove()
+        for p in ps:
+            p.requires_grad_()
+        model.train(was)
 
 def by_utterance(seen: dict, b: dict):
     "`(matrix, utterance, gradient [out,in])` of a packed batch"
     frame_owner = b['owner'][b['depth']]
     for name, (x, g) in seen.items():
-        owner = b['talk'].flatten() if name.startswith('backbone') else frame_owner.repeat_interleave(x.shape[1])
+        owner = (
+            b['talk'].flatten() if name.startswith('backbone') else frame_owner.repeat_interleave(x.shape[1])
+        )
         x, g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
-        for u in range(int(b['owner'].max()) + 1): m = owner == u; yield name, u, g[m].T @ x[m]
+        for u in range(int(b['owner'].max()) + 1):
+            m = owner == u
+            yield name, u, g[m].T @ x[m]
 
 # %% ../nbs/07a_fisher.ipynb #627bb265
 def drawn(model, s: tuple, g: torch.Generator) -> torch.Tensor:  # [A,K]
     "Codes drawn from the model's softmax for hidden states `s` (see `states`), every frame a depth frame"
-    return torch.cat([torch.multinomial(z.float().softmax(-1).cpu(), 1, generator=g) for z in logits(model, *(x.detach() for x in s))], 1).to(s[0].device)
+    return torch.cat(
+        [
+            torch.multinomial(z.float().softmax(-1).cpu(), 1, generator=g)
+            for z in logits(model, *(x.detach() for x in s))
+        ],
+        1,
+    ).to(s[0].device)
 
-def gradients(model, items: list[Item], labels: str = 'sampled', tokens: int = 2048, seed: int = 0, show: bool = True):
-    "`(item, matrix, gradient [out,in])` of log p of every item on its own, all frames, unit weights; `labels`: sampled, or empirical (the codes themselves)"
-    if labels not in ('sampled', 'empirical'): raise ValueError(f'labels {labels!r}: sampled or empirical')
-    g = torch.Generator().manual_seed(seed); device = next(model.parameters()).device; at = 0; talks = [i.whole() for i in items]
+def gradients(
+    model, items: list[Item], labels: str = 'sampled', tokens: int = 2048, seed: int = 0, show: bool = True
+):
+    """`(item, matrix, gradient [out,in])` of log p of every item on its own, all frames, unit weights;
+    `labels`: sampled, or empirical (the codes themselves)"""
+    if labels not in ('sampled', 'empirical'):
+        raise ValueError(f'labels {labels!r}: sampled or empirical')
+    g = torch.Generator().manual_seed(seed)
+    device = next(model.parameters()).device
+    at = 0
+    talks = [i.whole() for i in items]
     with watched(model) as seen, tqdm(total=len(items), desc='fisher', unit='clip', disable=not show) as bar:
         while at < len(talks):
             n = 1
-            while at + n < len(talks) and sum(len(t[0]) for t in talks[at:at+n+1]) <= tokens: n += 1
-            b = {k: v.to(device) for k, v in pack(talks[at:at+n]).items()}; s = states(model, b); (w0, w) = heads(model)
-            y = drawn(model, s, g) if labels == 'sampled' else b['labels']; seen.clear()
-            (HeadNll.apply(s[0][:, None], w0, y[:, :1]).sum() + HeadNll.apply(s[1], w, y[:, 1:]).sum()).backward()
+            while at + n < len(talks) and sum(len(t[0]) for t in talks[at : at + n + 1]) <= tokens:
+                n += 1
+            b = {k: v.to(device) for k, v in pack(talks[at : at + n]).items()}
+            s = states(model, b)
+            (w0, w) = heads(model)
+            y = drawn(model, s, g) if labels == 'sampled' else b['labels']
+            seen.clear()
+            (
+                HeadNll.apply(s[0][:, None], w0, y[:, :1]).sum()
+                + HeadNll.apply(s[1], w, y[:, 1:]).sum()
+            ).backward()
             for name, u, grad in by_utterance(seen, b): yield at + u, name, grad
-            at += n; bar.update(n)
+            at += n
+            bar.update(n)
 
 # %% ../nbs/07a_fisher.ipynb #aa136d36
 def kept(kind: str, name: str, g: torch.Tensor, m) -> dict[str, torch.Tensor]:
     "What an estimate of `kind` sums up of one utterance's gradient"
     if kind == 'diagonal': return {name: g**2}
-    if kind == 'factored': return {f'{name}.row': (g**2).mean(1), f'{name}.col': (g**2).mean(0)}
-    if kind == 'factor': s, A, B = factors(m); return {f'{name}.A': (s*B.T @ g)**2, f'{name}.B': (s*g @ A.T)**2}
+    if kind == 'factored':
+        return {f'{name}.row': (g**2).mean(1), f'{name}.col': (g**2).mean(0)}
+    if kind == 'factor':
+        s, A, B = factors(m)
+        return {f'{name}.A': (s * B.T @ g) ** 2, f'{name}.B': (s * g @ A.T) ** 2}
     raise ValueError(f'fisher {kind!r}: diagonal, factored, or factor')
 
 def factors(m, adapter: str = 'default') -> tuple[float, torch.Tensor, torch.Tensor]:
@@ -83,36 +126,72 @@ class Fisher:
     "Importance of weights: raw means of squared gradients by name, and what `of` needs to normalise them"
     values: dict[str, torch.Tensor]
     health: dict = field(default_factory=dict)
+
     def __post_init__(self):
-        size = {n: self.full(n).numel() for n in self.names()}; step = 1 + sum(size.values())//4_000_000; sums, some = [], []
+        size = {n: self.full(n).numel() for n in self.names()}
+        step = 1 + sum(size.values()) // 4_000_000
+        sums, some = [], []
         # one matrix at a time: a billion entries do not fit twice
-        for n in size: x = self.full(n).flatten(); sums.append(x.double().sum().item()); some.append(x[::step].clone())
-        self.trace = dict(zip(size, sums)); self.mean = sum(sums)/sum(size.values())
-        if not self.mean > 0: raise ValueError('the Fisher information is 0 everywhere: no gradient reached the matrices')
-        some = torch.cat(some); self.cap = some.kthvalue(max(1, round(.999*len(some))))[0].item()/self.mean
-    def names(self) -> list[str]: return sorted({n.removesuffix('.row').removesuffix('.col') for n in self.values})
+        for n in size:
+            x = self.full(n).flatten()
+            sums.append(x.double().sum().item())
+            some.append(x[::step].clone())
+        self.trace = dict(zip(size, sums))
+        self.mean = sum(sums) / sum(size.values())
+        if not self.mean > 0:
+            raise ValueError('the Fisher information is 0 everywhere: no gradient reached the matrices')
+        some = torch.cat(some)
+        self.cap = some.kthvalue(max(1, round(0.999 * len(some))))[0].item() / self.mean
+
+    def names(self) -> list[str]:
+        return sorted({n.removesuffix('.row').removesuffix('.col') for n in self.values})
+
     def full(self, name: str) -> torch.Tensor:
         if name in self.values: return self.values[name]
-        r, c = self.values[f'{name}.row'], self.values[f'{name}.col']; return r[:, None]*c[None]/r.mean().clamp_min(1e-30)
+        r, c = self.values[f'{name}.row'], self.values[f'{name}.col']
+        return r[:, None] * c[None] / r.mean().clamp_min(1e-30)
+
     def of(self, name: str) -> torch.Tensor:
         "Normalised importance of a matrix: mean about 1 over all matrices, at most the 99.9th percentile"
-        return (self.full(name)/self.mean).clamp(max=self.cap) + 1e-5
+        return (self.full(name) / self.mean).clamp(max=self.cap) + 1e-5
 
 class Ones:
     "Importance 1 everywhere: the penalty is L2 on the change, the control that EWC has to beat"
     health = {}
-    def of(self, name: str) -> float: return 1.
+    def of(self, name: str) -> float: return 1.0
 
-def fisher(model, items: list[Item], kind: str = 'diagonal', labels: str = 'sampled', tokens: int = 2048, seed: int = 0, show: bool = True) -> Fisher:
-    """Fisher information of `model` as it stands (adapter on or none) from `items`, with its health: trace, share by layer, correlation of the two halves of
+def fisher(
+    model,
+    items: list[Item],
+    kind: str = 'diagonal',
+    labels: str = 'sampled',
+    tokens: int = 2048,
+    seed: int = 0,
+    show: bool = True,
+) -> Fisher:
+    """Fisher information of `model` as it stands (adapter on or none) from `items`, with its health:
+    trace, share by layer, correlation of the two halves of
     the items"""
     halves, where = ({}, {}), matrices(model)
     for i, name, g in gradients(model, items, labels, tokens, seed, show):
-        for k, v in kept(kind, name, g, where[name]).items(): h = halves[i % 2]; h[k] = h[k].add_(v) if k in h else v.clone()
-    if len(items) < 2: raise ValueError('two utterances or more are needed: the health of the estimate is the agreement of its halves')
-    r = agreement(*(Fisher(h) for h in halves)); f = Fisher({k: halves[0].pop(k).add_(halves[1].pop(k)).div_(len(items)) for k in list(halves[0])})
+        for k, v in kept(kind, name, g, where[name]).items():
+            h = halves[i % 2]
+            h[k] = h[k].add_(v) if k in h else v.clone()
+    if len(items) < 2:
+        raise ValueError(
+            'two utterances or more are needed: the health of the estimate is the agreement of its halves'
+        )
+    r = agreement(*(Fisher(h) for h in halves))
+    f = Fisher(
+        {
+            k: halves[0].pop(k).add_(halves[1].pop(k)).div_(len(items))
+            for k in list(halves[0])
+        }
+    )
     total, layers = sum(f.trace.values()), {}
-    for n, t in f.trace.items(): k = re.match(r'(.*layers\.\d+)', n)[1]; layers[k] = layers.get(k, 0) + t/total
+    for n, t in f.trace.items():
+        k = re.match(r'(.*layers\.\d+)', n)[1]
+        layers[k] = layers.get(k, 0) + t / total
     f.health = dict(clips=len(items), kind=kind, labels=labels, trace=round(total, 3), split_half=round(r, 4),
                     layers={k: round(v, 4) for k, v in layers.items()})
     return f
@@ -122,15 +201,32 @@ def agreement(a: Fisher, b: Fisher) -> float:
     s = torch.zeros(6, dtype=torch.float64)
     for n in a.names():
         x, y = a.full(n).flatten().double().cpu(), b.full(n).flatten().double().cpu()
-        s += torch.stack([torch.tensor(float(x.numel())), x.sum(), y.sum(), x @ y, x @ x, y @ y])
-    n, x, y, xy, xx, yy = s.tolist(); return (xy - x*y/n)/((xx - x*x/n)*(yy - y*y/n))**.5
+        s += torch.stack(
+            [torch.tensor(float(x.numel())), x.sum(), y.sum(), x @ y, x @ x, y @ y]
+        )
+    n, x, y, xy, xx, yy = s.tolist()
+    return (xy - x * y / n) / ((xx - x * x / n) * (yy - y * y / n)) ** 0.5
 
 # %% ../nbs/07a_fisher.ipynb #2d921838
-def fisher_of(model, items: list[Item], base: str, kind: str = 'diagonal', seed: int = 0, folder: str|Path|None = None, show: bool = True) -> Fisher:
-    "`fisher`, read from the cache where this `base` (its weights' hash), these items and settings were done before"
-    data = hashlib.sha256(b''.join(x.numpy().tobytes() for i in items for x in (i.ids, i.variants[0]))).hexdigest()
+def fisher_of(
+    model,
+    items: list[Item],
+    base: str,
+    kind: str = 'diagonal',
+    seed: int = 0,
+    folder: str | Path | None = None,
+    show: bool = True,
+) -> Fisher:
+    """`fisher`, read from the cache where this `base` (its weights' hash), these items and settings were
+    done before"""
+    data = hashlib.sha256(
+        b''.join(x.numpy().tobytes() for i in items for x in (i.ids, i.variants[0]))
+    ).hexdigest()
     key = dict(base=base, data=data, kind=kind, labels='sampled', seed=seed)
-    f = Path(folder or root()/'_cache'/'fisher')/f'{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]}.safetensors'
+    f = (
+        Path(folder or root() / '_cache' / 'fisher')
+        / f'{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]}.safetensors'
+    )
     if f.exists():
         with safe_open(f, 'pt') as t:
             if t.metadata().get('key') == json.dumps(key, sort_keys=True):
@@ -143,43 +239,68 @@ def fisher_of(model, items: list[Item], base: str, kind: str = 'diagonal', seed:
 # %% ../nbs/07a_fisher.ipynb #9bbeb6a8
 def deltas(model) -> dict[str, torch.Tensor]:
     "s·B·A of every adapted matrix, `[out,in]`"
-    return {n: s*B @ A for n, m in adapted(model).items() for s, A, B in [factors(m)]}
+    return {n: s * B @ A for n, m in adapted(model).items() for s, A, B in [factors(m)]}
 
 def adapted(model) -> dict[str, torch.nn.Module]:
     "Matrices that carry a LoRA adapter, by name"
     return {n: m for n, m in matrices(model).items() if hasattr(m, 'lora_A')}
 
 class Ewc:
-    "Penalty on the change of the weights under an importance; called after the backward pass, it adds its gradient and returns its value"
+    """Penalty on the change of the weights under an importance; called after the backward pass, it adds
+    its gradient and returns its value"""
     name = 'ewc'
-    def __init__(self, importance, weight: float = 1., before: dict|None = None): self.importance, self.weight, self.before = importance, weight, before or {}
+
+    def __init__(self, importance, weight: float = 1.0, before: dict | None = None):
+        self.importance, self.weight, self.before = importance, weight, before or {}
+
     @torch.no_grad()
     def __call__(self, model, add: bool = True) -> float:
-        total = 0.
+        total = 0.0
         for n, m in adapted(model).items():
-            s, A, B = factors(m); D = s*B @ A
+            s, A, B = factors(m)
+            D = s * B @ A
             if n in self.before: D -= self.before[n].to(D.device)
-            w = self.importance.of(n); G = D*(w.to(D.device) if isinstance(w, torch.Tensor) else w); total += self.weight/2*float((G*D).sum())
-            if add: self.add(m.lora_A['default'].weight, self.weight*s*(B.T @ G)); self.add(m.lora_B['default'].weight, self.weight*s*(G @ A.T))
+            w = self.importance.of(n)
+            G = D * (w.to(D.device) if isinstance(w, torch.Tensor) else w)
+            total += self.weight / 2 * float((G * D).sum())
+            if add:
+                self.add(m.lora_A['default'].weight, self.weight * s * (B.T @ G))
+                self.add(m.lora_B['default'].weight, self.weight * s * (G @ A.T))
         return total
-    def add(self, p, g): p.grad = g if p.grad is None else p.grad + g
+
+    def add(self, p, g):
+        p.grad = g if p.grad is None else p.grad + g
 
 class FactorEwc(Ewc):
     "The ablation: importance of A and B themselves, taken where B = 0; A is not held at all"
-    def __init__(self, importance: Fisher, model, weight: float = 1.):
-        self.importance, self.weight, self.start = importance, weight, {n: [x.clone() for x in factors(m)[1:]] for n, m in adapted(model).items()}
+
+    def __init__(self, importance: Fisher, model, weight: float = 1.0):
+        self.importance, self.weight, self.start = (
+            importance,
+            weight,
+            {n: [x.clone() for x in factors(m)[1:]] for n, m in adapted(model).items()},
+        )
+
     @torch.no_grad()
     def __call__(self, model, add: bool = True) -> float:
-        total = 0.
+        total = 0.0
         for n, m in adapted(model).items():
-            for k, p, p0 in zip('AB', (m.lora_A['default'].weight, m.lora_B['default'].weight), self.start[n]):
-                d = p - p0; G = d*self.importance.full(f'{n}.{k}')/self.importance.mean; total += self.weight/2*float((G*d).sum())
-                if add: self.add(p, self.weight*G)
+            for k, p, p0 in zip(
+                'AB', (m.lora_A['default'].weight, m.lora_B['default'].weight), self.start[n]
+            ):
+                d = p - p0
+                G = d * self.importance.full(f'{n}.{k}') / self.importance.mean
+                total += self.weight / 2 * float((G * d).sum())
+                if add: self.add(p, self.weight * G)
         return total
 
 # %% ../nbs/07a_fisher.ipynb #a381e3d3
 def calibrated(penalty: Ewc, model, task: float, wanted: float) -> dict:
-    "Set `penalty.weight` so that its value on `model` (the end of a pilot) is `wanted` tenths of the `task` loss; returns the figures"
-    penalty.weight = 1.; raw = penalty(model, add=False)
-    if not raw > 0: raise ValueError('the pilot changed no weight that the penalty sees: raise `ewc_pilot` or `lr`')
-    penalty.weight = wanted*.1*task/raw; return dict(raw=raw, task=task, strength=wanted, weight=penalty.weight)
+    """Set `penalty.weight` so that its value on `model` (the end of a pilot) is `wanted` tenths of the
+    `task` loss; returns the figures"""
+    penalty.weight = 1.0
+    raw = penalty(model, add=False)
+    if not raw > 0:
+        raise ValueError('the pilot changed no weight that the penalty sees: raise `ewc_pilot` or `lr`')
+    penalty.weight = wanted * 0.1 * task / raw
+    return dict(raw=raw, task=task, strength=wanted, weight=penalty.weight)

@@ -16,7 +16,13 @@ import numpy as np, soxr, torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from torch import nn
-from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, WavLMForXVector, WhisperForConditionalGeneration, WhisperProcessor
+from transformers import (
+    AutoFeatureExtractor,
+    AutoModelForAudioClassification,
+    WavLMForXVector,
+    WhisperForConditionalGeneration,
+    WhisperProcessor,
+)
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Model, Wav2Vec2PreTrainedModel
 from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
@@ -34,29 +40,57 @@ def fetch(model: str,                           # `id`, `id@revision` or a local
     "Folder of a model: a local one, or from the hub through its cache"
     if Path(model).is_dir(): return Path(model)
     name, _, rev = model.partition('@')
-    try: return Path(snapshot_download(name, revision=rev or None, allow_patterns=['*.json', '*.txt', '*.yaml', weights]))
+    try:
+        return Path(
+            snapshot_download(
+                name, revision=rev or None, allow_patterns=['*.json', '*.txt', '*.yaml', weights]
+            )
+        )
     except (OSError, HfHubHTTPError) as e:
-        raise Unavailable(f'{name} is not in the cache and cannot be had now ({type(e).__name__}); with a network, `HF_HUB_OFFLINE=0` lets it be '
-                          'fetched') from e
+        raise Unavailable(
+            f'{name} is not in the cache and cannot be had now ({type(e).__name__}); with a network, '
+            '`HF_HUB_OFFLINE=0` lets it be fetched'
+        ) from e
 
 def network(cls, folder: Path, device: str = 'cpu'):
     "A transformers model from a local folder: float32, eval, and complete"
-    net, info = cls.from_pretrained(folder, dtype=torch.float32, use_safetensors=(folder/'model.safetensors').exists(), trust_remote_code=False,
-                                    local_files_only=True, output_loading_info=True)
-    lost = sorted(k for k in info['missing_keys'] if 'masked_spec_embed' not in k) + sorted(str(k[0]) for k in info['mismatched_keys'])   # a mask for training
-    if lost: raise ValueError(f'{cls.__name__} finds no weights for {", ".join(lost[:4])} in {folder.name}: it would measure with random numbers')
+    net, info = cls.from_pretrained(
+        folder,
+        dtype=torch.float32,
+        use_safetensors=(folder / 'model.safetensors').exists(),
+        trust_remote_code=False,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    # a mask for training
+    lost = sorted(k for k in info['missing_keys'] if 'masked_spec_embed' not in k) + sorted(
+        str(k[0]) for k in info['mismatched_keys']
+    )
+    if lost:
+        raise ValueError(
+            f'{cls.__name__} finds no weights for {", ".join(lost[:4])} in {folder.name}: it would measure '
+            'with random numbers'
+        )
     return net.to(device).eval()
 
-def at16(x: np.ndarray) -> np.ndarray|None:
-    "A 24 kHz clip at 16 kHz; None if there is nothing to judge: under 0.4 s (the x-vector needs 0.3 s), or digital silence"
-    return soxr.resample(np.asarray(x, np.float32), SR, RATE) if len(x) >= .4*SR and np.abs(x).max() > 0 else None
+def at16(x: np.ndarray) -> np.ndarray | None:
+    """A 24 kHz clip at 16 kHz; None if there is nothing to judge: under 0.4 s (the x-vector needs 0.3 s),
+    or digital silence"""
+    return (
+        soxr.resample(np.asarray(x, np.float32), SR, RATE)
+        if len(x) >= 0.4 * SR and np.abs(x).max() > 0
+        else None
+    )
 
 # %% ../nbs/11b_hub.ipynb #4df22ec0
 def unfilled(net: nn.Module, file: Path) -> list[str]:
-    "Parameters that a pickle of weights (under any prefix) does not hold; a decoder for pre-training is not used and does not count"
+    """Parameters that a pickle of weights (under any prefix) does not hold; a decoder for pre-training is
+    not used and does not count"""
     state = torch.load(file, map_location='cpu', weights_only=True)
     for k in ('state_dict', 'model_state_dict', 'model'): state = state.get(k, state)
-    there = lambda k, v: any((s == k or s.endswith('.' + k)) and w.shape == v.shape for s, w in state.items())
+    there = lambda k, v: any(
+        (s == k or s.endswith('.' + k)) and w.shape == v.shape for s, w in state.items()
+    )
     return sorted(k for k, v in net.state_dict().items() if '.decoder.' not in k and not there(k, v))
 
 # %% ../nbs/11b_hub.ipynb #c41dc4dd
@@ -67,51 +101,95 @@ def heard(p: dict) -> str:
     "The class of highest probability, '' if nothing was judged"
     return max(p, key=p.get) if not np.isnan(list(p.values())).any() else ''
 
-@register('ser', what='emotion heard by SUPERB wav2vec2-base (IEMOCAP)', unit='probability per class', better='', low=0, high=1,
-          licence='Apache-2.0 (code and weights)', hub=(SUPERB,), validated=UNTRIED, default=False)
+@register(
+    'ser',
+    what='emotion heard by SUPERB wav2vec2-base (IEMOCAP)',
+    unit='probability per class',
+    better='',
+    low=0,
+    high=1,
+    licence='Apache-2.0 (code and weights)',
+    hub=(SUPERB,),
+    validated=UNTRIED,
+    default=False,
+)
 class Ser:
     "Probabilities of neutral, happy, angry and sad"
     short = dict(neu='neutral', hap='happy', ang='angry', sad='sad')
+
     def __init__(self, model: str = SUPERB, device: str = 'cpu'):
-        folder = fetch(model, 'pytorch_model.bin'); self.net = network(AutoModelForAudioClassification, folder, device)
+        folder = fetch(model, 'pytorch_model.bin')
+        self.net = network(AutoModelForAudioClassification, folder, device)
         self.prepare = AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
         said = [self.net.config.id2label[i] for i in range(self.net.config.num_labels)]
-        if sorted(said) != sorted(self.short): raise ValueError(f'{folder.name} names its classes {said}, not {list(self.short)}')
+        if sorted(said) != sorted(self.short):
+            raise ValueError(f'{folder.name} names its classes {said}, not {list(self.short)}')
         self.names = [self.short[s] for s in said]
+
     @torch.no_grad()
     def __call__(self, u: Utterance) -> dict:
-        if (x := at16(u.audio)) is None: return dict.fromkeys(self.names, np.nan)
+        if (x := at16(u.audio)) is None:
+            return dict.fromkeys(self.names, np.nan)
         inputs = self.prepare(x, sampling_rate=RATE, return_tensors='pt').to(self.net.device)
         return dict(zip(self.names, self.net(**inputs).logits[0].softmax(-1).tolist()))
 
 # %% ../nbs/11b_hub.ipynb #8c080a83
-E2V = 'emotion2vec/emotion2vec_plus_large@6c303ba987b86b93193de93e34bb2b077a6bedc4'      # tokens.txt before this commit's parent had five classes
-FUNASR = {n: n for n in ('angry', 'fearful', 'happy', 'neutral', 'other', 'sad', 'surprised', 'unknown')} | {'disgusted': 'disgust', '<unk>': 'unknown'}
+# tokens.txt before this commit's parent had five classes
+E2V = 'emotion2vec/emotion2vec_plus_large@6c303ba987b86b93193de93e34bb2b077a6bedc4'
+FUNASR = {n: n for n in ('angry', 'fearful', 'happy', 'neutral', 'other', 'sad', 'surprised', 'unknown')} | {
+    'disgusted': 'disgust',
+    '<unk>': 'unknown',
+}
 
 def from_funasr(result: list) -> dict:
     "Probabilities under our names from what funasr returns for one clip"
     p = {}
     for label, score in zip(result[0]['labels'], result[0]['scores'], strict=True):
         part = [FUNASR[s.strip()] for s in label.split('/') if s.strip() in FUNASR]
-        if not part: raise ValueError(f'emotion2vec says {label!r}, which is none of its nine classes')
+        if not part:
+            raise ValueError(f'emotion2vec says {label!r}, which is none of its nine classes')
         p[part[0]] = float(score)
-    if lost := set(FUNASR.values()) - set(p): raise ValueError(f'emotion2vec has no {", ".join(sorted(lost))}: an old revision')
+    if lost := set(FUNASR.values()) - set(p):
+        raise ValueError(f'emotion2vec has no {", ".join(sorted(lost))}: an old revision')
     return p
 
-@register('emotion2vec', what='emotion heard by emotion2vec+ large', unit='probability per class', better='', low=0, high=1,
-          licence='code MIT; weights FunASR Model License 1.1 (attribution; "reference and learning")',
-          packages=(('funasr', 'pip install funasr'),), hub=(E2V,),
-          validated='mapping on a hand-made result; path once by hand (funasr 1.4.16, tiny random weights); not yet run with its own', default=False)
+@register(
+    'emotion2vec',
+    what='emotion heard by emotion2vec+ large',
+    unit='probability per class',
+    better='',
+    low=0,
+    high=1,
+    licence='code MIT; weights FunASR Model License 1.1 (attribution; "reference and learning")',
+    packages=(('funasr', 'pip install funasr'),),
+    hub=(E2V,),
+    validated='mapping on a hand-made result; path once by hand (funasr 1.4.16, tiny random weights); not '
+    'yet run with its own',
+    default=False,
+)
 class Emotion2vec:
     "Probabilities of seven emotions, `other` and `unknown`"
+
     def __init__(self, model: str = E2V, device: str = 'cpu'):
         folder = fetch(model, 'model.pt')
         from funasr import AutoModel       # heavy and optional
-        self.net = AutoModel(model=str(folder), hub='hf', device=device, disable_update=True, disable_pbar=True, log_level='ERROR')
-        if lost := unfilled(self.net.model, folder/'model.pt'):          # funasr only prints a line
-            raise ValueError(f'no weights for {", ".join(lost[:4])} in {folder.name}/model.pt: it would measure with random numbers')
+        self.net = AutoModel(
+            model=str(folder),
+            hub='hf',
+            device=device,
+            disable_update=True,
+            disable_pbar=True,
+            log_level='ERROR',
+        )
+        if lost := unfilled(self.net.model, folder / 'model.pt'):  # funasr only prints a line
+            raise ValueError(
+                f'no weights for {", ".join(lost[:4])} in {folder.name}/model.pt: it would measure with '
+                'random numbers'
+            )
+
     def __call__(self, u: Utterance) -> dict:
-        if (x := at16(u.audio)) is None: return dict.fromkeys(FUNASR.values(), np.nan)
+        if (x := at16(u.audio)) is None:
+            return dict.fromkeys(FUNASR.values(), np.nan)
         return from_funasr(self.net.generate(x, granularity='utterance', extract_embedding=False))
 
 # %% ../nbs/11b_hub.ipynb #c52bf6cb
@@ -120,53 +198,95 @@ AVD = ('arousal', 'dominance', 'valence')
 
 class Head(nn.Module):
     "The card's head: dense, tanh, projection (its dropouts do nothing in eval)"
+
     def __init__(self, config):
-        super().__init__(); n = config.hidden_size; self.dense = nn.Linear(n, n); self.out_proj = nn.Linear(n, config.num_labels)
+        super().__init__()
+        n = config.hidden_size
+        self.dense = nn.Linear(n, n)
+        self.out_proj = nn.Linear(n, config.num_labels)
+
     def forward(self, x): return self.out_proj(torch.tanh(self.dense(x)))
 
 class Regressor(Wav2Vec2PreTrainedModel):
     "wav2vec2, mean over time, `Head`"
-    def __init__(self, config): super().__init__(config); self.wav2vec2 = Wav2Vec2Model(config); self.classifier = Head(config); self.post_init()
-    def forward(self, input_values): return self.classifier(self.wav2vec2(input_values).last_hidden_state.mean(1))
 
-@register('avd', what='arousal, dominance, valence by audEERING wav2vec2 (MSP-Podcast)', unit='about 0 to 1', better='', low=0, high=1,
-          licence='weights CC BY-NC-SA 4.0: NOT for commercial use', hub=(AUDEERING,), validated=UNTRIED, default=False)
+    def __init__(self, config):
+        super().__init__(config)
+        self.wav2vec2 = Wav2Vec2Model(config)
+        self.classifier = Head(config)
+        self.post_init()
+
+    def forward(self, input_values):
+        return self.classifier(self.wav2vec2(input_values).last_hidden_state.mean(1))
+
+@register(
+    'avd',
+    what='arousal, dominance, valence by audEERING wav2vec2 (MSP-Podcast)',
+    unit='about 0 to 1',
+    better='',
+    low=0,
+    high=1,
+    licence='weights CC BY-NC-SA 4.0: NOT for commercial use',
+    hub=(AUDEERING,),
+    validated=UNTRIED,
+    default=False,
+)
 class Avd:
     "Arousal, dominance and valence"
+
     def __init__(self, model: str = AUDEERING, device: str = 'cpu'):
-        folder = fetch(model); self.net = network(Regressor, folder, device)
+        folder = fetch(model)
+        self.net = network(Regressor, folder, device)
         self.prepare = AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
         said = tuple(self.net.config.id2label[i] for i in range(self.net.config.num_labels))
         if said != AVD: raise ValueError(f'{folder.name} names its outputs {said}, not {AVD}')
+
     @torch.no_grad()
-    def raw(self, x): return self.net(self.prepare(x, sampling_rate=RATE, return_tensors='pt').input_values.to(self.net.device))[0].tolist()
-    def __call__(self, u: Utterance) -> dict: return dict(zip(AVD, [np.nan]*3 if (x := at16(u.audio)) is None else self.raw(x)))
+    def raw(self, x):
+        return self.net(
+            self.prepare(x, sampling_rate=RATE, return_tensors='pt').input_values.to(self.net.device)
+        )[0].tolist()
+
+    def __call__(self, u: Utterance) -> dict:
+        return dict(zip(AVD, [np.nan] * 3 if (x := at16(u.audio)) is None else self.raw(x)))
 
 # %% ../nbs/11b_hub.ipynb #5b1ae6d2
 def card_check(device: str = 'cpu') -> dict:
     "Download audEERING's weights and compare with the figures on their card"
-    got = Avd(device=device).raw(np.zeros(RATE, np.float32)); want = (.5460754, .6062266, .40431657)
-    if not np.allclose(got, want, atol=2e-3): raise AssertionError(f'{got}, but the card says {want}')
+    got = Avd(device=device).raw(np.zeros(RATE, np.float32))
+    want = (0.5460754, 0.6062266, 0.40431657)
+    if not np.allclose(got, want, atol=2e-3):
+        raise AssertionError(f'{got}, but the card says {want}')
     return dict(zip(AVD, got))
 
 # %% ../nbs/11b_hub.ipynb #3d932994
 def plain(text: str) -> str:
     "seed-tts-eval's English convention: lower case, no punctuation except the apostrophe"
-    return re.sub(' +', ' ', ''.join(c for c in text.lower() if c == "'" or c not in string.punctuation and unicodedata.category(c)[0] != 'P')).strip()
+    return re.sub(
+        ' +',
+        ' ',
+        ''.join(
+            c
+            for c in text.lower()
+            if c == "'" or c not in string.punctuation and unicodedata.category(c)[0] != 'P'
+        ),
+    ).strip()
 
 def counts(ref: str, hyp: str) -> tuple[int, int]:
     "Word errors and words of one utterance, texts normalised already"
     import jiwer
     if not ref.split(): raise ValueError('no words to compare with')
-    m = jiwer.process_words(ref, hyp); return m.substitutions + m.deletions + m.insertions, m.hits + m.substitutions + m.deletions
+    m = jiwer.process_words(ref, hyp)
+    return m.substitutions + m.deletions + m.insertions, m.hits + m.substitutions + m.deletions
 
 def wer(refs: list[str],       # what should have been said
         hyps: list[str],       # what was heard
         normal=plain           # applied to both
        ) -> dict:
     "Word error rate: the mean of utterances (seed-tts-eval) and of the corpus (all errors over all words)"
-    n = [counts(normal(r), normal(h)) for r, h in zip(refs, hyps, strict=True)]; e, w = np.array(n).sum(0)
-    return dict(mean_of_utterances=float(np.mean([a/b for a, b in n])), corpus=float(e/w))
+    n = [counts(normal(r), normal(h)) for r, h in zip(refs, hyps, strict=True)]
+    e, w = np.array(n).sum(0)
+    return dict(mean_of_utterances=float(np.mean([a / b for a, b in n])), corpus=float(e / w))
 
 # %% ../nbs/11b_hub.ipynb #7d4ce208
 @lru_cache(maxsize=1)
@@ -175,90 +295,175 @@ def detector():
     from silero_vad import load_silero_vad
     return load_silero_vad()
 
-def speaks(x: np.ndarray, threshold: float = .3) -> bool:
+def speaks(x: np.ndarray, threshold: float = 0.3) -> bool:
     "Is there at least 0.1 s of speech in a 16 kHz clip?"
     from silero_vad import get_speech_timestamps
-    return bool(get_speech_timestamps(torch.from_numpy(np.ascontiguousarray(x)), detector(), threshold=threshold, sampling_rate=RATE,
-                                      min_speech_duration_ms=100))
+    return bool(
+        get_speech_timestamps(
+            torch.from_numpy(np.ascontiguousarray(x)),
+            detector(),
+            threshold=threshold,
+            sampling_rate=RATE,
+            min_speech_duration_ms=100,
+        )
+    )
 
-def windows(x: np.ndarray, most: float = 30., look: float = 5.) -> list[np.ndarray]:
-    "Pieces of at most `most` seconds of a 16 kHz clip, each cut at the quietest 50 ms of its last `look` seconds"
-    out, n, k, h = [], int(most*RATE), int(look*RATE), RATE//20
+def windows(x: np.ndarray, most: float = 30.0, look: float = 5.0) -> list[np.ndarray]:
+    """Pieces of at most `most` seconds of a 16 kHz clip, each cut at the quietest 50 ms of its last `look`
+    seconds"""
+    out, n, k, h = [], int(most * RATE), int(look * RATE), RATE // 20
     while len(x) > n:
-        power = np.convolve(x[n-k:n].astype(np.float64)**2, np.ones(h), 'valid'); cut = n - k + int(power.argmin()) + h//2
-        out.append(x[:cut]); x = x[cut:]
+        power = np.convolve(x[n - k : n].astype(np.float64) ** 2, np.ones(h), 'valid')
+        cut = n - k + int(power.argmin()) + h // 2
+        out.append(x[:cut])
+        x = x[cut:]
     return out + [x]
 
 # %% ../nbs/11b_hub.ipynb #ace4127a
 WHISPER = 'openai/whisper-large-v3@06f233fe06e710322aca913c1bc4249a0d71fce1'
 
-@register('whisper', what='word and character errors heard by Whisper large-v3', unit='errors per word', better='lower', low=0, high=float('inf'),
-          licence='Apache-2.0 (code and weights); Silero VAD MIT; jiwer Apache-2.0', wants=('text',), hub=(WHISPER,), default=False,
-          packages=(('jiwer', install_line('eval')), ('silero_vad', install_line('eval'))),
-          validated='counts and gate on known cases, path on tiny rigged weights; recogniser not yet run with its own')
+@register(
+    'whisper',
+    what='word and character errors heard by Whisper large-v3',
+    unit='errors per word',
+    better='lower',
+    low=0,
+    high=float('inf'),
+    licence='Apache-2.0 (code and weights); Silero VAD MIT; jiwer Apache-2.0',
+    wants=('text',),
+    hub=(WHISPER,),
+    default=False,
+    packages=(('jiwer', install_line('eval')), ('silero_vad', install_line('eval'))),
+    validated='counts and gate on known cases, path on tiny rigged weights; recogniser not yet run with '
+    'its own',
+)
 class Whisper:
     "WER, CER (Whisper's normaliser), WER (seed-tts-eval), errors and words"
+
     def __init__(self, model: str = WHISPER, device: str = 'cpu'):
-        folder = fetch(model); self.net = network(WhisperForConditionalGeneration, folder, device)
+        folder = fetch(model)
+        self.net = network(WhisperForConditionalGeneration, folder, device)
         self.processor = WhisperProcessor.from_pretrained(folder, local_files_only=True)
         # read here: transformers 5 may lose it with the tokenizer
-        self.english = EnglishTextNormalizer(json.loads((folder/'normalizer.json').read_text(encoding='utf-8')))
-        self.ask = dict(language='en', task='transcribe') if getattr(self.net.generation_config, 'is_multilingual', True) else {}      # .en models: no choice
+        self.english = EnglishTextNormalizer(
+            json.loads((folder / 'normalizer.json').read_text(encoding='utf-8'))
+        )
+        # .en models: no choice
+        self.ask = (
+            dict(language='en', task='transcribe')
+            if getattr(self.net.generation_config, 'is_multilingual', True)
+            else {}
+        )
+
     @torch.no_grad()
     def hear(self, audio: np.ndarray) -> str:
         "What is said in a 24 kHz clip; '' if nobody speaks"
         x = soxr.resample(np.asarray(audio, np.float32), SR, RATE)
         return ' '.join(self.part(w) for w in windows(x)).strip() if len(x) and speaks(x) else ''
+
     def part(self, x):
-        f = self.processor(x, sampling_rate=RATE, return_tensors='pt', return_attention_mask=True).to(self.net.device)
+        f = self.processor(x, sampling_rate=RATE, return_tensors='pt', return_attention_mask=True).to(
+            self.net.device
+        )
         g = self.net.generate(**f, **self.ask, do_sample=False, num_beams=1)
         return self.processor.batch_decode(g, skip_special_tokens=True)[0].strip()
+
     def normal(self, text: str) -> str: return self.english(text).strip()
+
     def __call__(self, u: Utterance) -> dict:
         import jiwer
-        h = self.hear(u.audio); ref, hyp = self.normal(u.text), self.normal(h); e, w = counts(ref, hyp)
-        return dict(wer=e/w, cer=float(jiwer.process_characters(ref, hyp).cer), wer_seed_tts=wer([u.text], [h])['corpus'], errors=e, words=w)
+        h = self.hear(u.audio)
+        ref, hyp = self.normal(u.text), self.normal(h)
+        e, w = counts(ref, hyp)
+        return dict(
+            wer=e / w,
+            cer=float(jiwer.process_characters(ref, hyp).cer),
+            wer_seed_tts=wer([u.text], [h])['corpus'],
+            errors=e,
+            words=w,
+        )
 
 # %% ../nbs/11b_hub.ipynb #8f90e85c
 WAVLM = 'microsoft/wavlm-base-plus-sv@feb593a6c23c1cc3d9510425c29b0a14d2b07b1e'
 
-@register('sim', what='same voice? WavLM base-plus x-vector against the mean of other clips', unit='cosine', better='higher', low=-1, high=1,
-          licence='no tag on the weights; WavLM CC BY-SA 3.0', wants=('near',), hub=(WAVLM,), validated=UNTRIED, default=False)
+@register(
+    'sim',
+    what='same voice? WavLM base-plus x-vector against the mean of other clips',
+    unit='cosine',
+    better='higher',
+    low=-1,
+    high=1,
+    licence='no tag on the weights; WavLM CC BY-SA 3.0',
+    wants=('near',),
+    hub=(WAVLM,),
+    validated=UNTRIED,
+    default=False,
+)
 class Sim:
     "Cosine of a clip's x-vector and the mean x-vector of `near`"
+
     def __init__(self, model: str = WAVLM, device: str = 'cpu'):
-        folder = fetch(model, 'pytorch_model.bin'); self.net = network(WavLMForXVector, folder, device)
-        self.prepare = AutoFeatureExtractor.from_pretrained(folder, local_files_only=True); self.known = {}
+        folder = fetch(model, 'pytorch_model.bin')
+        self.net = network(WavLMForXVector, folder, device)
+        self.prepare = AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
+        self.known = {}
+
     @torch.no_grad()
-    def embed(self, audio: np.ndarray) -> np.ndarray|None:
+    def embed(self, audio: np.ndarray) -> np.ndarray | None:
         "Unit vector of a 24 kHz clip"
         if (x := at16(audio)) is None: return None
-        e = self.net(**self.prepare(x, sampling_rate=RATE, return_tensors='pt').to(self.net.device)).embeddings[0].double().cpu().numpy()
-        return e/np.linalg.norm(e)
-    def friend(self, audio):          # the same few clips stand beside every sentence of a voice: embedded once
+        e = (
+            self.net(**self.prepare(x, sampling_rate=RATE, return_tensors='pt').to(self.net.device))
+            .embeddings[0]
+            .double()
+            .cpu()
+            .numpy()
+        )
+        return e / np.linalg.norm(e)
+
+    def friend(self, audio):  # the same few clips stand beside every sentence of a voice: embedded once
         key = hash(np.asarray(audio).tobytes())
         if key not in self.known: self.known[key] = self.embed(audio)
         return self.known[key]
+
     def __call__(self, u: Utterance) -> float:
         e, near = self.embed(u.audio), [v for v in (self.friend(x) for x, _ in u.near) if v is not None]
         if e is None or not near: return np.nan
-        m = np.mean(near, 0); return float(e @ m/np.linalg.norm(m))
+        m = np.mean(near, 0)
+        return float(e @ m / np.linalg.norm(m))
 
 # %% ../nbs/11b_hub.ipynb #6117da1e
-@register('utmos', what='naturalness (MOS) predicted by UTMOSv2', unit='MOS', better='higher', low=1, high=5,
-          licence='code MIT; licence of the weights not verified', packages=(('utmosv2', 'pip install --no-deps hyperion-utmosv2 timm "torchvision==0.26.*"'),),
-          hub=('sarulab-speech/UTMOSv2', 'facebook/wav2vec2-base', 'timm/tf_efficientnetv2_s.in21k_ft_in1k'),
-          validated='refusal; revisions not pinned; package once by hand with random weights; not yet run with its own', default=False)
+@register(
+    'utmos',
+    what='naturalness (MOS) predicted by UTMOSv2',
+    unit='MOS',
+    better='higher',
+    low=1,
+    high=5,
+    licence='code MIT; licence of the weights not verified',
+    packages=(('utmosv2', 'pip install --no-deps hyperion-utmosv2 timm "torchvision==0.26.*"'),),
+    hub=('sarulab-speech/UTMOSv2', 'facebook/wav2vec2-base', 'timm/tf_efficientnetv2_s.in21k_ft_in1k'),
+    validated='refusal; revisions not pinned; package once by hand with random weights; not yet run with '
+    'its own',
+    default=False,
+)
 class Utmos:
     "Mean of five predictions of UTMOSv2, seeded"
+
     def __init__(self, model: str = 'sarulab-speech/UTMOSv2', device: str = 'cpu'):
-        file = fetch(model, 'fold0_s42_best_model.pth')/'fold0_s42_best_model.pth'
+        file = fetch(model, 'fold0_s42_best_model.pth') / 'fold0_s42_best_model.pth'
         import utmosv2                     # optional
-        self.device = device; self.net = utmosv2.create_model(pretrained=True, checkpoint_path=file, device=device)
+        self.device = device
+        self.net = utmosv2.create_model(pretrained=True, checkpoint_path=file, device=device)
+
     def __call__(self, u: Utterance) -> float:
         if (x := at16(u.audio)) is None: return np.nan
         state = np.random.get_state()
         with torch.random.fork_rng():
-            torch.manual_seed(0); np.random.seed(0)
-            try: return float(self.net.predict(data=x, sr=RATE, device=self.device, num_repetitions=5, verbose=False)[0])
+            torch.manual_seed(0)
+            np.random.seed(0)
+            try:
+                return float(
+                    self.net.predict(data=x, sr=RATE, device=self.device, num_repetitions=5, verbose=False)[0]
+                )
             finally: np.random.set_state(state)

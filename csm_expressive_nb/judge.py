@@ -28,40 +28,77 @@ def reference(rows: list[dict]) -> dict:
     "A speaker's neutral reference: the median of each prosody figure"
     return {k: float(np.nanmedian([r[k] for r in rows])) for k in PROSODY}
 
-FEATURES = ('F0, semitones', 'F0 spread, semitones', 'level, dB', 'rate, octaves', 'tilt, dB', 'final movement, semitones')
+FEATURES = (
+    'F0, semitones',
+    'F0 spread, semitones',
+    'level, dB',
+    'rate, octaves',
+    'tilt, dB',
+    'final movement, semitones',
+)
 
 def relative(r: dict, ref: dict) -> list[float]:  # as FEATURES; NaN: nothing to judge
     "Prosody relative to neutral: semitones for F0, log ratio for rate, differences for the rest"
-    if r.get('speech') == 0 or np.isnan(r['f0']): return [np.nan]*6
-    if not r['rate'] or not ref['rate']: return [np.nan]*6                      # a text without letters has no rate
-    v = [float(v) for v in (12*np.log2(r['f0']/ref['f0']), r['f0_sd'] - ref['f0_sd'], r['energy'] - ref['energy'], np.log2(r['rate']/ref['rate']),
-                            r['tilt'] - ref['tilt'], r['final_rise'] - ref['final_rise'])]
-    return v if np.isfinite(v).all() else [np.nan]*6
+    if r.get('speech') == 0 or np.isnan(r['f0']):
+        return [np.nan] * 6
+    if not r['rate'] or not ref['rate']: return [np.nan] * 6  # a text without letters has no rate
+    v = [
+        float(v)
+        for v in (
+            12 * np.log2(r['f0'] / ref['f0']),
+            r['f0_sd'] - ref['f0_sd'],
+            r['energy'] - ref['energy'],
+            np.log2(r['rate'] / ref['rate']),
+            r['tilt'] - ref['tilt'],
+            r['final_rise'] - ref['final_rise'],
+        )
+    ]
+    return v if np.isfinite(v).all() else [np.nan] * 6
 
 def prosody_table(ds, clips) -> list[dict]:
-    "Prosody of a dataset's clips; kept below `_cache/prosody` under the hash of the sounds, the texts and the code that measures"
+    """Prosody of a dataset's clips; kept below `_cache/prosody` under the hash of the sounds, the texts
+    and the code that measures"""
     code = b''.join(Path(m.__file__).read_bytes() for m in (audio, metrics))
-    key = hashlib.sha256(code + json.dumps([(c.audio_sha256, c.gain_db, c.text) for c in clips]).encode()).hexdigest()[:20]
-    f = root()/'_cache'/'prosody'/f'{key}.json'
-    if not f.exists(): atomic_write(f, json.dumps(measure([Utterance(ds.audio(c), c.text) for c in clips], dict(prosody={}), show=False)[0]))
+    key = hashlib.sha256(
+        code + json.dumps([(c.audio_sha256, c.gain_db, c.text) for c in clips]).encode()
+    ).hexdigest()[:20]
+    f = root() / '_cache' / 'prosody' / f'{key}.json'
+    if not f.exists():
+        atomic_write(
+            f,
+            json.dumps(
+                measure([Utterance(ds.audio(c), c.text) for c in clips], dict(prosody={}), show=False)[0]
+            ),
+        )
     return json.loads(f.read_text(encoding='utf-8'))
 
 def relative_table(clips: list[Clip], rows: list[dict], pooled: bool = False) -> list[list]:
-    """Features of recordings against the speaker's own neutral clips; `pooled`: against all clips of the corpus and sex that are neutral or were heard so, for
+    """Features of recordings against the speaker's own neutral clips; `pooled`: against all clips of the
+    corpus and sex that are neutral or were heard so, for
     corpora with hardly any neutral clip per speaker"""
     key = (lambda c: (c.corpus, c.sex)) if pooled else (lambda c: (c.corpus, c.speaker))
     quiet = lambda c: c.emotion == 'neutral' or pooled and c.perceived == 'neutral'
     calm = {k: [i for i, c in enumerate(clips) if key(c) == k and quiet(c)] for k in map(key, clips)}
-    if bare := [k for k, r in calm.items() if not r]: raise ValueError(f'no neutral clip of {bare[0]} and {len(bare) - 1} others: leave them out')
+    if bare := [k for k, r in calm.items() if not r]:
+        raise ValueError(f'no neutral clip of {bare[0]} and {len(bare) - 1} others: leave them out')
     return against_others(rows, [key(c) for c in clips], calm)
 
-def against_others(rows: list[dict], keys: list, calm: dict, twin: list[int]|None = None) -> list[list]:
-    """Features of each row against the rows `calm[key]` (positions), never against itself, nor against its `twin` (position of the base's clip of the same
-    sentence), so that both have one reference; the only neutral clip of a voice has nothing to be judged by"""
-    whole = {k: reference([rows[i] for i in v]) for k, v in calm.items()}; out = twin or range(len(rows))
+def against_others(rows: list[dict], keys: list, calm: dict, twin: list[int] | None = None) -> list[list]:
+    """Features of each row against the rows `calm[key]` (positions), never against itself, nor against its
+    `twin` (position of the base's clip of the same
+    sentence), so that both have one reference; the only neutral clip of a voice has nothing to be judged
+    by"""
+    whole = {k: reference([rows[i] for i in v]) for k, v in calm.items()}
+    out = twin or range(len(rows))
     others = lambda i, k: [rows[j] for j in calm[k] if j != out[i]]
-    return [relative(r, whole[k]) if out[i] not in calm[k] else relative(r, reference(o)) if (o := others(i, k)) else [np.nan]*6
-            for i, (r, k) in enumerate(zip(rows, keys))]
+    return [
+        relative(r, whole[k])
+        if out[i] not in calm[k]
+        else relative(r, reference(o))
+        if (o := others(i, k))
+        else [np.nan] * 6
+        for i, (r, k) in enumerate(zip(rows, keys))
+    ]
 
 # %% ../nbs/11a_judge.ipynb #59007c9a
 HIGH, LOW = ('angry', 'happy', 'fearful', 'surprised'), ('neutral', 'calm', 'sad')
@@ -69,55 +106,119 @@ AXES = dict(arousal=(HIGH, LOW), valence=(('happy',), ('sad', 'angry', 'fearful'
 
 class Judge:
     "Emotion classifier on speaker-relative prosody; `fit` on one set of speakers, `card` on another"
-    def __init__(self, C: float = 3.): self.C, self.emotions, self.axes, self.trained, self.cards = C, [], {}, {}, {}
+
+    def __init__(self, C: float = 3.0):
+        self.C, self.emotions, self.axes, self.trained, self.cards = C, [], {}, {}, {}
+
     def fit(self, x, y, clips=()):
-        "`x` [n,6] as `relative_table`, `y` emotions; `clips` are remembered, so that no adapter trained on them is judged"
-        x, y = np.array(x), np.array(y); ok = ~np.isnan(x).any(1); x, y = x[ok], y[ok]; self.mean, self.scale = x.mean(0), x.std(0)
-        line = lambda x, y: (m := LogisticRegression(C=self.C, max_iter=2000, class_weight='balanced').fit((x - self.mean)/self.scale, y), m.coef_,
-                             m.intercept_)[1:]
-        self.emotions = in_order(map(str, y)); a, b = line(x, [self.emotions.index(e) for e in y])
-        self.coef, self.bias = (a, b) if len(a) > 1 else (np.vstack([-a/2, a/2]), np.array([-b[0]/2, b[0]/2]))
+        """`x` [n,6] as `relative_table`, `y` emotions; `clips` are remembered, so that no adapter trained
+        on them is judged"""
+        x, y = np.array(x), np.array(y)
+        ok = ~np.isnan(x).any(1)
+        x, y = x[ok], y[ok]
+        self.mean, self.scale = x.mean(0), x.std(0)
+        line = lambda x, y: (
+            m := LogisticRegression(C=self.C, max_iter=2000, class_weight='balanced').fit(
+                (x - self.mean) / self.scale, y
+            ),
+            m.coef_,
+            m.intercept_,
+        )[1:]
+        self.emotions = in_order(map(str, y))
+        a, b = line(x, [self.emotions.index(e) for e in y])
+        self.coef, self.bias = (
+            (a, b)
+            if len(a) > 1
+            else (np.vstack([-a / 2, a / 2]), np.array([-b[0] / 2, b[0] / 2]))
+        )
         for k, (high, low) in AXES.items():
-            i = np.isin(y, high + low); h = np.isin(y[i], high)
-            if h.any() and not h.all(): self.axes[k] = line(x[i], h)
-        self.trained = dict(clips=len(x), speakers=sorted({f'{c.corpus}/{c.speaker}' for c in clips}), hashes=sorted({c.sha256[:12] for c in clips}))
+            i = np.isin(y, high + low)
+            h = np.isin(y[i], high)
+            if h.any() and not h.all():
+                self.axes[k] = line(x[i], h)
+        self.trained = dict(
+            clips=len(x),
+            speakers=sorted({f'{c.corpus}/{c.speaker}' for c in clips}),
+            hashes=sorted({c.sha256[:12] for c in clips}),
+        )
         return self
+
     def posteriors(self, x) -> np.ndarray:  # [n, emotions]
         "Probabilities; equal for all emotions where there is nothing to judge"
-        z = (np.array(x) - self.mean)/self.scale@self.coef.T + self.bias; z = np.where(np.isnan(z), 0, z); p = np.exp(z - z.max(1, keepdims=True))
-        return p/p.sum(1, keepdims=True)
+        z = (np.array(x) - self.mean) / self.scale @ self.coef.T + self.bias
+        z = np.where(np.isnan(z), 0, z)
+        p = np.exp(z - z.max(1, keepdims=True))
+        return p / p.sum(1, keepdims=True)
+
     def __call__(self, x) -> list[str]:
-        return [self.emotions[int(i)] if not np.isnan(r).any() else 'no voice' for i, r in zip(self.posteriors(x).argmax(1), np.array(x))]
+        return [
+            self.emotions[int(i)] if not np.isnan(r).any() else 'no voice'
+            for i, r in zip(self.posteriors(x).argmax(1), np.array(x))
+        ]
+
     def direction(self, x, axis: str = 'arousal') -> np.ndarray:  # [n] log odds, NaN: nothing to judge
-        a, b = self.axes[axis]; return ((np.array(x) - self.mean)/self.scale@a.T + b)[:, 0]
+        a, b = self.axes[axis]
+        return ((np.array(x) - self.mean) / self.scale @ a.T + b)[:, 0]
 
 # %% ../nbs/11a_judge.ipynb #93332cef
 def over_speakers(stat, speakers, n: int = 500, seed: int = 0) -> dict:
-    """`stat(indices)` on everything, with a 95 % interval from resamples of whole speakers, widened for few of them as in `stats`; for shares and areas under
+    """`stat(indices)` on everything, with a 95 % interval from resamples of whole speakers, widened for
+    few of them as in `stats`; for shares and areas under
     curves"""
-    groups = [np.flatnonzero(np.array(speakers) == s) for s in sorted(set(speakers))]; rng = np.random.default_rng(seed)
-    d = [stat(np.concatenate([groups[i] for i in rng.integers(0, len(groups), len(groups))])) for _ in range(n)]
-    v, g = float(stat(np.arange(len(speakers)))), len(groups); lo, hi = widened(v, d, g, (0, 1)); return dict(value=round(v, 4), low=lo, high=hi, n=g)
+    groups = [np.flatnonzero(np.array(speakers) == s) for s in sorted(set(speakers))]
+    rng = np.random.default_rng(seed)
+    d = [
+        stat(np.concatenate([groups[i] for i in rng.integers(0, len(groups), len(groups))])) for _ in range(n)
+    ]
+    v, g = float(stat(np.arange(len(speakers)))), len(groups)
+    lo, hi = widened(v, d, g, (0, 1))
+    return dict(value=round(v, 4), low=lo, high=hi, n=g)
 
 def auc(high: np.ndarray, v: np.ndarray) -> float:
     "Chance that a clip of the upper class lies above one of the lower (Mann and Whitney)"
-    a, b = high.sum(), (~high).sum(); return float((rankdata(v)[high].sum() - a*(a + 1)/2)/(a*b)) if a and b else np.nan
+    a, b = high.sum(), (~high).sum()
+    return (
+        float((rankdata(v)[high].sum() - a * (a + 1) / 2) / (a * b))
+        if a and b
+        else np.nan
+    )
 
-def card_of(emotions: list[str], said: list, y: list, speakers: list, axes: dict|None = None, least: int = 8) -> dict:
-    "What answers `said` to clips of `y` are worth; emotions with fewer than `least` clips are listed, and not averaged unless all have so few"
-    heard = [*emotions, 'no voice']; y, said = np.array(y), np.array(said); shown = [e for e in emotions if (y == e).any()]
+def card_of(
+    emotions: list[str], said: list, y: list, speakers: list, axes: dict | None = None, least: int = 8
+) -> dict:
+    """What answers `said` to clips of `y` are worth; emotions with fewer than `least` clips are listed,
+    and not averaged unless all have so few"""
+    heard = [*emotions, 'no voice']
+    y, said = np.array(y), np.array(said)
+    shown = [e for e in emotions if (y == e).any()]
     counted = [e for e in shown if (y == e).sum() >= least] or shown
-    rec = lambda i, e: (said[i][y[i] == e] == e).mean() if (y[i] == e).any() else np.nan; everything = np.arange(len(y))
+    rec = lambda i, e: (said[i][y[i] == e] == e).mean() if (y[i] == e).any() else np.nan
+    everything = np.arange(len(y))
     m = confusion_matrix(y, said, labels=heard)[[heard.index(e) for e in emotions]]
-    out = dict(emotions=list(emotions), clips=int(np.isin(y, emotions).sum()), speakers=len(set(speakers)),
-               recall={e: round(float(rec(everything, e)), 4) for e in shown}, count={e: int((y == e).sum()) for e in shown}, chance=1/len(emotions),
-               confusion=m[:, :-1].tolist(), no_voice=int(m[:, -1].sum()), too_few=[e for e in shown if (y == e).sum() < least],
-               not_its_own=sorted(set(y) - set(emotions)))
+    out = dict(
+        emotions=list(emotions),
+        clips=int(np.isin(y, emotions).sum()),
+        speakers=len(set(speakers)),
+        recall={e: round(float(rec(everything, e)), 4) for e in shown},
+        count={e: int((y == e).sum()) for e in shown},
+        chance=1 / len(emotions),
+        confusion=m[:, :-1].tolist(),
+        no_voice=int(m[:, -1].sum()),
+        too_few=[e for e in shown if (y == e).sum() < least],
+        not_its_own=sorted(set(y) - set(emotions)),
+    )
     s = over_speakers(lambda i: np.nanmean([rec(i, e) for e in counted]), speakers) if counted else None
     out |= dict(uar=s['value'], uar_interval=s) if s else dict(uar=None, uar_interval=None)
     for k, v in (axes or {}).items():
-        high, low = AXES[k]; j = np.flatnonzero(np.isin(y, high + low) & ~np.isnan(v)); h = np.isin(y[j], high); w = v[j]
-        out[k] = over_speakers(lambda i: auc(h[i], w[i]), np.array(speakers)[j]) if h.any() and not h.all() else None
+        high, low = AXES[k]
+        j = np.flatnonzero(np.isin(y, high + low) & ~np.isnan(v))
+        h = np.isin(y[j], high)
+        w = v[j]
+        out[k] = (
+            over_speakers(lambda i: auc(h[i], w[i]), np.array(speakers)[j])
+            if h.any() and not h.all()
+            else None
+        )
     return out
 
 def card(judge: Judge, x, y, speakers) -> dict:
@@ -125,78 +226,157 @@ def card(judge: Judge, x, y, speakers) -> dict:
     return card_of(judge.emotions, judge(x), y, speakers, {k: judge.direction(x, k) for k in judge.axes})
 
 # %% ../nbs/11a_judge.ipynb #2166f773
-@register('judge', unit='emotion; log odds of arousal and valence', better='target', low=-np.inf, high=np.inf, licence='own, fitted on CREMA-D (ODbL)',
-          wants=('text', 'near'), validated='held-out speakers of CREMA-D, RAVDESS as another corpus, see its cards; noise and silence at chance')
+@register(
+    'judge',
+    unit='emotion; log odds of arousal and valence',
+    better='target',
+    low=-np.inf,
+    high=np.inf,
+    licence='own, fitted on CREMA-D (ODbL)',
+    wants=('text', 'near'),
+    validated='held-out speakers of CREMA-D, RAVDESS as another corpus, see its cards; noise and silence '
+    'at chance',
+)
 class Heard:
-    "Emotion heard, arousal and valence, by each of `judges` (name: judge); the one fitted on CREMA-D by default"
-    def __init__(self, judges: dict[str, Judge]|None = None):
-        self.judges, self.vad, self.prosody, self.known = judges or dict(cremad=shipped()), load('vad'), load('prosody'), {}
+    """Emotion heard, arousal and valence, by each of `judges` (name: judge); the one fitted on CREMA-D by
+    default"""
+
+    def __init__(self, judges: dict[str, Judge] | None = None):
+        self.judges, self.vad, self.prosody, self.known = (
+            judges or dict(cremad=shipped()),
+            load('vad'),
+            load('prosody'),
+            {},
+        )
+
     def features(self, u: Utterance) -> list[float]:
         "The clip relative to its voice"
-        if (k := id(u.near)) not in self.known: self.known[k] = (u.near, reference([prosody(*n) for n in u.near]))
+        if (k := id(u.near)) not in self.known:
+            self.known[k] = (u.near, reference([prosody(*n) for n in u.near]))
         return relative(self.prosody(u) | dict(speech=self.vad(u)['speech']), self.known[k][1])
+
     def __call__(self, u):
         x = [self.features(u)]
-        return {f'{k}_{n}': v for n, j in self.judges.items() for k, v in (dict(heard=j(x)[0]) | {a: float(j.direction(x, a)[0]) for a in j.axes}).items()}
+        return {
+            f'{k}_{n}': v
+            for n, j in self.judges.items()
+            for k, v in (
+                dict(heard=j(x)[0]) | {a: float(j.direction(x, a)[0]) for a in j.axes}
+            ).items()
+        }
 
 def noises(x: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
-    "Sounds that are no speech, as long and as loud as `x`: silence, white and speech-shaped noise, a tone, clicks"
-    rng = np.random.default_rng(seed); n = len(x); level = np.sqrt((x**2).mean()); as_loud = lambda y: (y*level/np.sqrt((y**2).mean())).astype(np.float32)
-    click = np.zeros(n); click[::2400] = 1; shaped = np.fft.irfft(np.abs(np.fft.rfft(x))*np.exp(2j*np.pi*rng.uniform(size=n//2 + 1)), n)
-    return dict(silence=np.zeros(n, np.float32), white=as_loud(rng.standard_normal(n)), shaped=as_loud(shaped),
-                tone=as_loud(np.sin(2*np.pi*200/24_000*np.arange(n))), clicks=as_loud(click))
+    """Sounds that are no speech, as long and as loud as `x`: silence, white and speech-shaped noise, a
+    tone, clicks"""
+    rng = np.random.default_rng(seed)
+    n = len(x)
+    level = np.sqrt((x**2).mean())
+    as_loud = lambda y: (y * level / np.sqrt((y**2).mean())).astype(np.float32)
+    click = np.zeros(n)
+    click[::2400] = 1
+    shaped = np.fft.irfft(
+        np.abs(np.fft.rfft(x)) * np.exp(2j * np.pi * rng.uniform(size=n // 2 + 1)), n
+    )
+    return dict(
+        silence=np.zeros(n, np.float32),
+        white=as_loud(rng.standard_normal(n)),
+        shaped=as_loud(shaped),
+        tone=as_loud(np.sin(2 * np.pi * 200 / 24_000 * np.arange(n))),
+        clicks=as_loud(click),
+    )
 
 # %% ../nbs/11a_judge.ipynb #01158b11
 def heard_label(c: Clip) -> str:
     "The intended emotion, or neutral where at least two thirds of the listeners heard neutral"
-    n = sum((c.votes or {}).values()); return 'neutral' if n and c.votes.get('neutral', 0) >= 2/3*n else c.emotion
+    n = sum((c.votes or {}).values())
+    return 'neutral' if n and c.votes.get('neutral', 0) >= 2 / 3 * n else c.emotion
 
 def folds(x, y, speakers, C: float, k: int = 10) -> tuple[list, dict]:  # answers, directions
     "Each clip judged by a judge that never heard its speaker"
-    x, y = np.array(x), np.array(y); said = np.empty(len(y), object); axes = {a: np.full(len(y), np.nan) for a in AXES}
+    x, y = np.array(x), np.array(y)
+    said = np.empty(len(y), object)
+    axes = {a: np.full(len(y), np.nan) for a in AXES}
     for a, b in GroupKFold(min(k, len(set(speakers)))).split(x, y, speakers):
-        j = Judge(C).fit(x[a], y[a]); said[b] = j(x[b])
+        j = Judge(C).fit(x[a], y[a])
+        said[b] = j(x[b])
         for k in j.axes: axes[k][b] = j.direction(x[b], k)
     return list(said), axes
 
-def real_judge(clips: list[Clip], x, tests: dict, C: float = .3) -> Judge:
-    """A judge fitted on `clips` with features `x`, a card on its own held-out speakers, and one for each of `tests` (title: clips, features), calm counted as
+def real_judge(clips: list[Clip], x, tests: dict, C: float = 0.3) -> Judge:
+    """A judge fitted on `clips` with features `x`, a card on its own held-out speakers, and one for each
+    of `tests` (title: clips, features), calm counted as
     neutral there"""
-    y, s = [heard_label(c) for c in clips], [c.speaker for c in clips]; j = Judge(C).fit(x, y, clips); said, axes = folds(x, y, s, C)
+    y, s = [heard_label(c) for c in clips], [c.speaker for c in clips]
+    j = Judge(C).fit(x, y, clips)
+    said, axes = folds(x, y, s, C)
     j.cards = {f'{clips[0].corpus}, held-out speakers': card_of(j.emotions, said, y, s, axes)}
-    j.cards |= {k: card(j, t, ['neutral' if c.emotion == 'calm' else c.emotion for c in cs], [c.speaker for c in cs]) for k, (cs, t) in tests.items()}; return j
+    j.cards |= {
+        k: card(j, t, ['neutral' if c.emotion == 'calm' else c.emotion for c in cs], [c.speaker for c in cs])
+        for k, (cs, t) in tests.items()
+    }
+    return j
 
 def with_neutral(ds) -> list[Clip]:
     "Clips with text, of speakers who have a neutral one"
-    known = {(c.corpus, c.speaker) for c in ds.clips if c.emotion == 'neutral'}; return [c for c in ds.clips if c.text and (c.corpus, c.speaker) in known]
+    known = {(c.corpus, c.speaker) for c in ds.clips if c.emotion == 'neutral'}
+    return [c for c in ds.clips if c.text and (c.corpus, c.speaker) in known]
 
 # %% ../nbs/11a_judge.ipynb #a2d34a8d
 def save(j: Judge, path) -> Path:
     "Plain numbers as JSON"
     n = lambda a: np.round(np.asarray(a, float), 6).tolist()
-    return write_json(path,
-                      dict(C=j.C, emotions=j.emotions, features=FEATURES, mean=n(j.mean), scale=n(j.scale), coef=n(j.coef), bias=n(j.bias),
-                           axes={k: [n(a), n(b)] for k, (a, b) in j.axes.items()}, trained=j.trained, cards=j.cards))
+    return write_json(
+        path,
+        dict(
+            C=j.C,
+            emotions=j.emotions,
+            features=FEATURES,
+            mean=n(j.mean),
+            scale=n(j.scale),
+            coef=n(j.coef),
+            bias=n(j.bias),
+            axes={k: [n(a), n(b)] for k, (a, b) in j.axes.items()},
+            trained=j.trained,
+            cards=j.cards,
+        ),
+    )
 
 def shipped(path=None) -> Judge:
     "The judge fitted on CREMA-D, or one of your own that `save` wrote"
-    d = json.loads(Path(path or assets('judge.json')).read_text(encoding='utf-8')); j = Judge(d['C'])
-    if tuple(d['features']) != FEATURES: raise ValueError(f'{path} was fitted on other features: fit it again')
+    d = json.loads(Path(path or assets('judge.json')).read_text(encoding='utf-8'))
+    j = Judge(d['C'])
+    if tuple(d['features']) != FEATURES:
+        raise ValueError(f'{path} was fitted on other features: fit it again')
     j.emotions, j.trained, j.cards = d['emotions'], d['trained'], d['cards']
     j.mean, j.scale, j.coef, j.bias = (np.array(d[k]) for k in ('mean', 'scale', 'coef', 'bias'))
-    j.axes = {k: (np.array(a), np.array(b)) for k, (a, b) in d['axes'].items()}; return j
+    j.axes = {k: (np.array(a), np.array(b)) for k, (a, b) in d['axes'].items()}
+    return j
 
 def independent(j: Judge, clips: list[Clip]) -> Judge:
-    "`j`, or an error that says which of its clips or speakers are among `clips`: an adapter must not be judged by what it learnt from"
-    both = {f'{c.corpus}/{c.speaker}' for c in clips} & set(j.trained['speakers']); same = {c.sha256[:12] for c in clips} & set(j.trained['hashes'])
+    """`j`, or an error that says which of its clips or speakers are among `clips`: an adapter must not be
+    judged by what it learnt from"""
+    both = {f'{c.corpus}/{c.speaker}' for c in clips} & set(j.trained['speakers'])
+    same = {c.sha256[:12] for c in clips} & set(j.trained['hashes'])
     if both or same:
-        raise ValueError(f'the judge was fitted on {len(same)} of these clips and {len(both)} of these speakers ({", ".join(sorted(both)[:3])}): use a judge '
-                         f'fitted on another corpus')
+        raise ValueError(
+            f'the judge was fitted on {len(same)} of these clips and {len(both)} of these speakers '
+            f'({", ".join(sorted(both)[:3])}): use a judge fitted on another corpus'
+        )
     return j
 
 # %% ../nbs/11a_judge.ipynb #337c5842
 def cards_table(j: Judge) -> list[dict]:
     "A row per card: UAR and directions with intervals over speakers, recall per emotion"
     f = shown
-    return [dict(tested_on=k, clips=c['clips'], speakers=c['speakers'], UAR=f(c['uar_interval']), chance=round(c['chance'], 2),
-                 **{'arousal AUC': f(c['arousal']), 'valence AUC': f(c['valence'])}, **{e: c['recall'].get(e) for e in j.emotions}) for k, c in j.cards.items()]
+    return [
+        dict(
+            tested_on=k,
+            clips=c['clips'],
+            speakers=c['speakers'],
+            UAR=f(c['uar_interval']),
+            chance=round(c['chance'], 2),
+            **{'arousal AUC': f(c['arousal']), 'valence AUC': f(c['valence'])},
+            **{e: c['recall'].get(e) for e in j.emotions},
+        )
+        for k, c in j.cards.items()
+    ]

@@ -31,31 +31,62 @@ from .figures import ADAPTER, BASE, HUMAN, STYLE
 # %% ../nbs/14_listening.ipynb #5226bc75
 FIELDS = ('file', 'system', 'emotion', 'text', 'voice', 'seed')
 
-def stimuli(folder: str|Path,       # run folder with a `clips.csv` that has the columns `FIELDS`; `file` is relative to the folder
-           ) -> list[dict]:         # one dict of strings per clip, `file` joined with the folder
+def stimuli(
+    folder: str
+    | Path,  # run folder with a `clips.csv` that has the columns `FIELDS`; `file` is relative to the folder
+) -> list[dict]:  # one dict of strings per clip, `file` joined with the folder
     "Clips of a run folder; FileNotFoundError or ValueError name the files, columns or rows that are wrong"
-    folder = Path(folder); f = folder/'clips.csv'
-    if not f.is_file(): raise FileNotFoundError(f'{f} is missing: run the evaluation first, or write it with the columns {", ".join(FIELDS)}')
-    with open(f, newline='', encoding='utf-8-sig') as h: r = csv.DictReader(h); rows, names = list(r), r.fieldnames or []
-    if gone := [c for c in FIELDS if c not in names]: raise ValueError(f'{f} has no column {", ".join(gone)}; it needs {", ".join(FIELDS)}')
-    if bad := [i for i, x in enumerate(rows, 2) if None in x or any(x[c] is None for c in FIELDS) or not x['file'] or '\0' in x['file']]:
+    folder = Path(folder)
+    f = folder / 'clips.csv'
+    if not f.is_file():
+        raise FileNotFoundError(
+            f'{f} is missing: run the evaluation first, or write it with the columns {", ".join(FIELDS)}'
+        )
+    with open(f, newline='', encoding='utf-8-sig') as h:
+        r = csv.DictReader(h)
+        rows, names = list(r), r.fieldnames or []
+    if gone := [c for c in FIELDS if c not in names]:
+        raise ValueError(f'{f} has no column {", ".join(gone)}; it needs {", ".join(FIELDS)}')
+    if bad := [
+        i
+        for i, x in enumerate(rows, 2)
+        if None in x or any(x[c] is None for c in FIELDS) or not x['file'] or '\0' in x['file']
+    ]:
         raise ValueError(f'{f}: lines {bad[:5]} have too few or too many fields')
-    if away := [x['file'] for x in rows if not (folder/x['file']).resolve().is_relative_to(folder.resolve())]:
+    if away := [
+        x['file'] for x in rows if not (folder / x['file']).resolve().is_relative_to(folder.resolve())
+    ]:
         raise ValueError(f'{f}: {away[:3]} lie outside the folder; copy them into it')
-    if lost := [x['file'] for x in rows if not (folder/x['file']).is_file()]:
-        raise FileNotFoundError(f'{f}: {len(lost)} files are missing, such as {lost[:3]}; run the evaluation again')
-    return [{c: x[c] for c in FIELDS} | dict(file=str(folder/x['file'])) for x in rows]
+    if lost := [x['file'] for x in rows if not (folder / x['file']).is_file()]:
+        raise FileNotFoundError(
+            f'{f}: {len(lost)} files are missing, such as {lost[:3]}; run the evaluation again'
+        )
+    return [{c: x[c] for c in FIELDS} | dict(file=str(folder / x['file'])) for x in rows]
 
 # %% ../nbs/14_listening.ipynb #5214fb92
-SCALE = {-3: 'much worse', -2: 'worse', -1: 'slightly worse', 0: 'about the same', 1: 'slightly better', 2: 'better', 3: 'much better'}
-ASK = dict(emotion='Which emotion does the speaker express?', cmos='How natural does B sound, compared with A?',
-           intensity='In which recording is the emotion stronger?')
+SCALE = {
+    -3: 'much worse',
+    -2: 'worse',
+    -1: 'slightly worse',
+    0: 'about the same',
+    1: 'slightly better',
+    2: 'better',
+    3: 'much better',
+}
+ASK = dict(
+    emotion='Which emotion does the speaker express?',
+    cmos='How natural does B sound, compared with A?',
+    intensity='In which recording is the emotion stronger?',
+)
 ID = re.compile('[0-9a-f]{12}')
 
 def question(kind: str, emotions: list[str]) -> dict:
     "A kind of trial as the plan states it: what is asked, and `[value, label]` of the answers"
-    labels = dict(emotion=[[e, e] for e in emotions] + [['none', 'none of these']], cmos=[[str(v), f'B is {t}'] for v, t in SCALE.items()],
-                  intensity=[['a', 'A'], ['same', 'the same'], ['b', 'B']])
+    labels = dict(
+        emotion=[[e, e] for e in emotions] + [['none', 'none of these']],
+        cmos=[[str(v), f'B is {t}'] for v, t in SCALE.items()],
+        intensity=[['a', 'A'], ['same', 'the same'], ['b', 'B']],
+    )
     return dict(kind=kind, ask=ASK[kind], options=labels[kind])
 
 def plan_hash(plan: dict) -> str:
@@ -65,132 +96,231 @@ def plan_hash(plan: dict) -> str:
     return sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:16]
 
 # %% ../nbs/14_listening.ipynb #d2752804
-def pair_up(clips: list[dict], systems: tuple) -> dict:  # {wanted emotion: [(clip of the first system, clip of the second)]}
+def pair_up(
+    clips: list[dict], systems: tuple
+) -> dict:  # {wanted emotion: [(clip of the first system, clip of the second)]}
     "Pairs of the same text, voice and seed"
     at, out, (a, b) = {}, defaultdict(list), systems
     for s in clips:
         k = s['system'], s['text'], s['voice'], str(s['seed']), s['emotion']
-        if k in at: raise ValueError(f'{at[k]["file"]} and {s["file"]} are the same system, text, voice, seed and emotion: keep one')
+        if k in at:
+            raise ValueError(
+                f'{at[k]["file"]} and {s["file"]} are the same system, text, voice, seed and emotion: keep '
+                'one'
+            )
         at[k] = s
     for (who, *k, e), s in at.items():
-        if who == b and (w := next((w for w in (e, 'neutral', '') if (a, *k, w) in at), None)) is not None: out[e].append((at[a, *k, w], s))
+        if who == b and (w := next((w for w in (e, 'neutral', '') if (a, *k, w) in at), None)) is not None:
+            out[e].append((at[a, *k, w], s))
     if not out:
-        raise ValueError(f'no text is spoken by both {a!r} and {b!r} with the same voice, seed and emotion; systems here: '
-                         f'{sorted({s["system"] for s in clips})}')
+        raise ValueError(
+            f'no text is spoken by both {a!r} and {b!r} with the same voice, seed and emotion; systems here: '
+            f'{sorted({s["system"] for s in clips})}'
+        )
     return out
 
 def spread(by: dict, n: int, rng: random.Random) -> list[tuple]:  # [(pair, swapped)]
     "`n` drawn pairs, the emotions in turn, half of them swapped"
-    pools = [rng.sample(p, len(p)) for _, p in sorted(by.items())]; chosen = [p[i] for i in range(max(map(len, pools))) for p in pools if i < len(p)]
-    if not 1 <= n <= len(chosen): raise ValueError(f'n = {n}, but there are {len(chosen)} pairs: speak more sentences, or ask for 1 to {len(chosen)}')
+    pools = [rng.sample(p, len(p)) for _, p in sorted(by.items())]
+    chosen = [p[i] for i in range(max(map(len, pools))) for p in pools if i < len(p)]
+    if not 1 <= n <= len(chosen):
+        raise ValueError(
+            f'n = {n}, but there are {len(chosen)} pairs: speak more sentences, or ask for 1 to {len(chosen)}'
+        )
     return list(zip(chosen[:n], rng.sample([k % 2 == 1 for k in range(n)], n)))
 
 # %% ../nbs/14_listening.ipynb #42cc7089
-def make_test(clips: list[dict],                                  # stimuli, dicts with `FIELDS`
-              systems: tuple[str, str] = ('base', 'adapter'),     # results are the second over the first
-              kinds: tuple = ('emotion', 'cmos', 'intensity'),    # asked in this order, shuffled within
-              # pairs per kind, spread over the emotions; `emotion` hears both clips of a pair, one at a time
-              n: int = 12,
-              catch: float = .2,                                  # catch trials per trial, rounded up
-              anchors: list[dict] = (),                           # recordings of clear emotion, catch trials of `emotion`
-              emotions: list[str] = EMOTIONS, seed: int = 0) -> tuple[dict, dict]:
+def make_test(
+    clips: list[dict],  # stimuli, dicts with `FIELDS`
+    systems: tuple[str, str] = ('base', 'adapter'),  # results are the second over the first
+    kinds: tuple = ('emotion', 'cmos', 'intensity'),  # asked in this order, shuffled within
+    # pairs per kind, spread over the emotions; `emotion` hears both clips of a pair, one at a time
+    n: int = 12,
+    catch: float = 0.2,  # catch trials per trial, rounded up
+    anchors: list[dict] = (),  # recordings of clear emotion, catch trials of `emotion`
+    emotions: list[str] = EMOTIONS,
+    seed: int = 0,
+) -> tuple[dict, dict]:
     "`(plan, key)`, the same for the same arguments; ValueError where the stimuli do not suffice"
-    if bad := [s for s in (*clips, *anchors) if not {*FIELDS} <= {*s}]: raise ValueError(f'{bad[0]} needs the fields {", ".join(FIELDS)}')
-    rng, by, ids, sounds, trials, truth = random.Random(seed), pair_up(clips, systems), {}, {}, [], {}; opaque = lambda: f'{rng.getrandbits(48):012x}'
+    if bad := [s for s in (*clips, *anchors) if not {*FIELDS} <= {*s}]:
+        raise ValueError(f'{bad[0]} needs the fields {", ".join(FIELDS)}')
+    rng, by, ids, sounds, trials, truth = random.Random(seed), pair_up(clips, systems), {}, {}, [], {}
+    opaque = lambda: f'{rng.getrandbits(48):012x}'
     if bad := (set(kinds) - set(ASK)) or ({*by} | {s['emotion'] for s in anchors}) - {*emotions}:
         raise ValueError(f'unknown {sorted(bad)}: kinds are {list(ASK)}, emotions {list(emotions)}')
     if systems[0] == systems[1] or not 0 <= catch <= 1:
-        raise ValueError(f'systems = {systems}, catch = {catch}: two different systems, and a share from 0 to 1')
+        raise ValueError(
+            f'systems = {systems}, catch = {catch}: two different systems, and a share from 0 to 1'
+        )
     for kind in dict.fromkeys(kinds):
         def sound(s):
             if (k := (str(s['file']), kind == 'cmos')) not in ids:
-                ids[k] = opaque(); sounds[ids[k]] = {f: s[f] for f in FIELDS} | dict(file=k[0], matched=k[1])
+                ids[k] = opaque()
+                sounds[ids[k]] = {f: s[f] for f in FIELDS} | dict(file=k[0], matched=k[1])
             return ids[k]
+
         def add(*heard, **secret):
             t = dict(id=opaque(), kind=kind, clips=[sound(s) for s in heard], text=heard[0]['text'])
-            block.append(t); truth[t['id']] = dict(kind=kind, text=t['text'], voice=heard[0]['voice']) | secret
+            block.append(t)
+            truth[t['id']] = dict(kind=kind, text=t['text'], voice=heard[0]['voice']) | secret
+
         block, chosen = [], spread(by, n, rng)
         for i, ((x, y), swap) in enumerate(chosen):
-            if kind == 'emotion': [add(s, catch=False, pair=i, emotion=y['emotion'], system=w) for s, w in zip((x, y), systems)]
-            else: add(*((y, x) if swap else (x, y)), catch=False, pair=i, emotion=y['emotion'], swapped=swap)
-        many = int(np.ceil(catch*len(block) - 1e-9))
-        if kind == 'emotion': [add(s, catch=True, expected=s['emotion']) for s in rng.sample(list(anchors), min(many, len(anchors)))]
-        else: [add(s, s, catch=True, expected='0' if kind == 'cmos' else 'same') for s in (chosen[i % n][0][i % 2] for i in range(many))]
-        rng.shuffle(block); trials += block
-    plan = dict(made_by='csm_expressive_nb listening 1', kinds=[question(k, emotions) for k in dict.fromkeys(kinds)], trials=trials)
-    return plan, dict(plan=plan_hash(plan), seed=seed, systems=list(systems), emotions=list(emotions), sounds=sounds, trials=truth)
+            if kind == 'emotion':
+                for s, w in zip((x, y), systems):
+                    add(s, catch=False, pair=i, emotion=y['emotion'], system=w)
+            else:
+                add(*((y, x) if swap else (x, y)), catch=False, pair=i, emotion=y['emotion'], swapped=swap)
+        many = int(np.ceil(catch * len(block) - 1e-9))
+        if kind == 'emotion':
+            for s in rng.sample(list(anchors), min(many, len(anchors))):
+                add(s, catch=True, expected=s['emotion'])
+        else:
+            for s in (chosen[i % n][0][i % 2] for i in range(many)):
+                add(s, s, catch=True, expected='0' if kind == 'cmos' else 'same')
+        rng.shuffle(block)
+        trials += block
+    plan = dict(
+        made_by='csm_expressive_nb listening 1',
+        kinds=[question(k, emotions) for k in dict.fromkeys(kinds)],
+        trials=trials,
+    )
+    return plan, dict(
+        plan=plan_hash(plan),
+        seed=seed,
+        systems=list(systems),
+        emotions=list(emotions),
+        sounds=sounds,
+        trials=truth,
+    )
 
 # %% ../nbs/14_listening.ipynb #fd161f5c
-def render_test(plan: dict, key: dict, folder: str|Path,   # made; receives plan.json and one FLAC (24 kHz, 16 bit) per sound
-                key_file: str|Path) -> Path:                # where the key goes: outside `folder`
-    "Write what raters get, and the key elsewhere; ValueError for a key inside the folder, `AudioError` for a sound that is none"
+def render_test(
+    plan: dict,
+    key: dict,
+    folder: str | Path,  # made; receives plan.json and one FLAC (24 kHz, 16 bit) per sound
+    key_file: str | Path,
+) -> Path:  # where the key goes: outside `folder`
+    """Write what raters get, and the key elsewhere; ValueError for a key inside the folder, `AudioError`
+    for a sound that is none"""
     folder, key_file = Path(folder), Path(key_file)
-    if key_file.resolve().is_relative_to(folder.resolve()): raise ValueError(f'{key_file} lies in the folder that raters get: keep the key elsewhere')
-    if key['plan'] != plan_hash(plan): raise ValueError('the key belongs to another plan: make both again with make_test')
-    x = {i: load(s['file']) for i, s in key['sounds'].items()}; db = {i: rms_db(y) for i, y in x.items()}
-    peak = {i: 20*np.log10(np.abs(y).max()) for i, y in x.items()}
-    matched = [i for i, s in key['sounds'].items() if s['matched']]; goal = min([TARGET_DB, *(db[i] - peak[i] - .1 for i in matched)])
-    rest = min([0., *(-peak[i] - .1 for i in x if i not in matched)])                       # one gain for all the others: their levels are a cue
+    if key_file.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f'{key_file} lies in the folder that raters get: keep the key elsewhere')
+    if key['plan'] != plan_hash(plan):
+        raise ValueError('the key belongs to another plan: make both again with make_test')
+    x = {i: load(s['file']) for i, s in key['sounds'].items()}
+    db = {i: rms_db(y) for i, y in x.items()}
+    peak = {i: 20 * np.log10(np.abs(y).max()) for i, y in x.items()}
+    matched = [i for i, s in key['sounds'].items() if s['matched']]
+    goal = min([TARGET_DB, *(db[i] - peak[i] - 0.1 for i in matched)])
+    # one gain for all the others: their levels are a cue
+    rest = min([0.0, *(-peak[i] - 0.1 for i in x if i not in matched)])
     for i, y in x.items():
-        sf.write(b := io.BytesIO(), y*10**((goal - db[i] if i in matched else rest)/20), SR, format='FLAC', subtype='PCM_16')
-        atomic_write(folder/f'{i}.flac', b.getvalue())
-    write_json(folder/'plan.json', plan); write_json(key_file, key); return folder
+        sf.write(
+            b := io.BytesIO(),
+            y * 10 ** ((goal - db[i] if i in matched else rest) / 20),
+            SR,
+            format='FLAC',
+            subtype='PCM_16',
+        )
+        atomic_write(folder / f'{i}.flac', b.getvalue())
+    write_json(folder / 'plan.json', plan)
+    write_json(key_file, key)
+    return folder
 
-def sound_ids(plan: dict, folder: str|Path) -> list[str]:
+def sound_ids(plan: dict, folder: str | Path) -> list[str]:
     "Ids of the clips of a plan; FileNotFoundError unless all of them lie in the folder"
-    plan_hash(plan); ids = sorted({c for t in plan['trials'] for c in t['clips']}); lost = [i for i in ids if not (Path(folder)/f'{i}.flac').is_file()]
-    if lost: raise FileNotFoundError(f'{folder} lacks {len(lost)} of {len(ids)} clips of the plan: write them with render_test')
+    plan_hash(plan)
+    ids = sorted({c for t in plan['trials'] for c in t['clips']})
+    lost = [i for i in ids if not (Path(folder) / f'{i}.flac').is_file()]
+    if lost:
+        raise FileNotFoundError(
+            f'{folder} lacks {len(lost)} of {len(ids)} clips of the plan: write them with render_test'
+        )
     return ids
 
 # %% ../nbs/14_listening.ipynb #73e0f443
-COLUMNS = 'plan rater trial kind a b answer seconds plays time'.split()      # seconds from question to answer; presses of the play buttons; UTC, ISO 8601
-RATER = re.compile(r'[A-Za-z0-9_][A-Za-z0-9_ .-]{0,63}')                     # no name can be a formula in a spreadsheet
+# seconds from question to answer; presses of the play buttons; UTC, ISO 8601
+COLUMNS = 'plan rater trial kind a b answer seconds plays time'.split()
+RATER = re.compile(r'[A-Za-z0-9_][A-Za-z0-9_ .-]{0,63}')  # no name can be a formula in a spreadsheet
 
 def fnv(s: str) -> int:
     "FNV-1a, 32 bit: the page's JavaScript computes the same"
     h = 2166136261
-    for c in s.encode(): h = ((h ^ c)*16777619) & 0xffffffff
+    for c in s.encode(): h = ((h ^ c) * 16777619) & 0xFFFFFFFF
     return h
 
 def turns(plan: dict, rater: str) -> list[dict]:
     "Trials in the order of one rater"
-    k = [q['kind'] for q in plan['kinds']]; return sorted(plan['trials'], key=lambda t: (k.index(t['kind']), fnv(t['id'] + rater)))
+    k = [q['kind'] for q in plan['kinds']]
+    return sorted(plan['trials'], key=lambda t: (k.index(t['kind']), fnv(t['id'] + rater)))
 
 def checker(plan: dict):  # function of a row: the reason why it cannot count, or ''
     "Why a row cannot count, as a function of the row"
-    h, t, legal = plan_hash(plan), {t['id']: t for t in plan['trials']}, {q['kind']: [v for v, _ in q['options']] for q in plan['kinds']}
+    h, t, legal = (
+        plan_hash(plan),
+        {t['id']: t for t in plan['trials']},
+        {q['kind']: [v for v, _ in q['options']] for q in plan['kinds']},
+    )
+
     def wrong(r: dict) -> str:
-        if None in r or None in r.values() or not re.fullmatch(r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z', r['time']): return 'torn row'
+        if (
+            None in r
+            or None in r.values()
+            or not re.fullmatch(r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z', r['time'])
+        ):
+            return 'torn row'
         if r['plan'] != h: return 'answer to another plan'
         if not RATER.fullmatch(r['rater']): return 'no rater name'
         if not (x := t.get(r['trial'])): return 'unknown trial'
-        if (r['kind'], r['a'], r['b']) != (x['kind'], x['clips'][0], x['clips'][-1] if len(x['clips']) > 1 else ''):
+        if (r['kind'], r['a'], r['b']) != (
+            x['kind'],
+            x['clips'][0],
+            x['clips'][-1] if len(x['clips']) > 1 else '',
+        ):
             return 'kind or clips are not those of the trial'
-        if r['answer'] not in legal[r['kind']]: return f'answer not among {", ".join(legal[r["kind"]])}'
-        return '' if re.fullmatch(r'\d+(\.\d+)?', r['seconds']) and r['plays'].isdecimal() else 'seconds or plays are no numbers'
+        if r['answer'] not in legal[r['kind']]:
+            return f'answer not among {", ".join(legal[r["kind"]])}'
+        return (
+            ''
+            if re.fullmatch(r'\d+(\.\d+)?', r['seconds']) and r['plays'].isdecimal()
+            else 'seconds or plays are no numbers'
+        )
+
     return wrong
 
 # %% ../nbs/14_listening.ipynb #6bddec15
 def read_rows(path: Path) -> list[dict]:
     "Rows of a rater's file; ValueError for one that is none"
-    with open(path, newline='', encoding='utf-8-sig') as f: r = csv.DictReader(f); rows, names = list(r), r.fieldnames
-    if names != COLUMNS: raise ValueError(f'{path} is no file of answers: its first line must be {",".join(COLUMNS)}')
+    with open(path, newline='', encoding='utf-8-sig') as f:
+        r = csv.DictReader(f)
+        rows, names = list(r), r.fieldnames
+    if names != COLUMNS:
+        raise ValueError(f'{path} is no file of answers: its first line must be {",".join(COLUMNS)}')
     return rows
 
 def append(path: Path, row: list):
     "One row, on disk when this returns; a row that a crash left torn gets its own line end first"
-    b = io.StringIO(); w = csv.writer(b, lineterminator='\n'); old = path.read_bytes() if path.exists() else b''
+    b = io.StringIO()
+    w = csv.writer(b, lineterminator='\n')
+    old = path.read_bytes() if path.exists() else b''
     path.parent.mkdir(parents=True, exist_ok=True)
     if not old: w.writerow(COLUMNS)
     elif not old.endswith(b'\n'): b.write('\n')
     w.writerow(row)
-    with open(path, 'a', newline='', encoding='utf-8') as f: f.write(b.getvalue()); f.flush(); os.fsync(f.fileno())
+    with open(path, 'a', newline='', encoding='utf-8') as f:
+        f.write(b.getvalue())
+        f.flush()
+        os.fsync(f.fileno())
 
 def answered(path: Path, plan: dict, rater: str) -> set:
     "Trials that `rater` has answered in a file; ValueError for a file with answers to another plan"
     rows, wrong = read_rows(path) if path.exists() and path.stat().st_size else [], checker(plan)
     if any(wrong(r) == 'answer to another plan' for r in rows):
-        raise ValueError(f'{path} holds answers to another plan than {plan_hash(plan)}: choose another `out`, or load the plan it belongs to')
+        raise ValueError(
+            f'{path} holds answers to another plan than {plan_hash(plan)}: choose another `out`, or load '
+            'the plan it belongs to'
+        )
     return {r['trial'] for r in rows if r['rater'] == rater and not wrong(r)}
 
 def now() -> str:
@@ -199,37 +329,99 @@ def now() -> str:
 
 # %% ../nbs/14_listening.ipynb #1ead9da5
 class ListeningTest(W.VBox):
-    "Widget: `ListeningTest(plan, folder, rater)` asks what is left for `rater` and appends each answer to `out`; show it as the last line of a cell"
+    """Widget: `ListeningTest(plan, folder, rater)` asks what is left for `rater` and appends each answer
+    to `out`; show it as the last line of a cell"""
+
     def __init__(self, plan: dict, folder: str|Path,   # of `render_test`
                  rater: str,                           # letters, digits, space, `_ . -`; better a pseudonym
-                 out: str|Path = 'answers.csv'):       # several raters may share it
-        super().__init__(); self.plan, self.folder, self.rater, self.out, self.hash = plan, Path(folder), rater.strip(), Path(out), plan_hash(plan)
-        if not RATER.fullmatch(self.rater): raise ValueError(f'rater {rater!r}: use 1 to 64 letters, digits, spaces, `_`, `.` or `-`')
-        sound_ids(plan, folder); self.done = answered(self.out, plan, self.rater)
+                 out: str|Path = 'answers.csv'):  # several raters may share it
+        super().__init__()
+        self.plan, self.folder, self.rater, self.out, self.hash = (
+            plan,
+            Path(folder),
+            rater.strip(),
+            Path(out),
+            plan_hash(plan),
+        )
+        if not RATER.fullmatch(self.rater):
+            raise ValueError(f'rater {rater!r}: use 1 to 64 letters, digits, spaces, `_`, `.` or `-`')
+        sound_ids(plan, folder)
+        self.done = answered(self.out, plan, self.rater)
         self.head, self.play, self.player, self.choose = W.HTML(), W.HBox(), W.HBox(), W.VBox()
-        self.children = [self.head, self.play, self.player, self.choose]; self.ask()
+        self.children = [self.head, self.play, self.player, self.choose]
+        self.ask()
+
     def ask(self):
         "Show the next open trial, or the end"
-        self.trial = t = next((t for t in turns(self.plan, self.rater) if t['id'] not in self.done), None); self.player.children = ()
+        self.trial = t = next((t for t in turns(self.plan, self.rater) if t['id'] not in self.done), None)
+        self.player.children = ()
         n = len(self.plan['trials'])
-        if not t: self.head.value = f'<p>All {n} answered. Thank you.</p>'; self.play.children = self.choose.children = (); return
-        q = next(q for q in self.plan['kinds'] if q['kind'] == t['kind']); self.heard, self.since = [0]*len(t['clips']), time.monotonic()
-        self.head.value = f'<p>{len(self.done) + 1} of {n}</p><h3>{html.escape(q["ask"])}</h3><p>{html.escape(t["text"])}</p>'
-        def big(text, act, **kw): b = W.Button(description=text, layout=W.Layout(width='16em', height='3em'), **kw); b.on_click(act); return b
+        if not t:
+            self.head.value = f'<p>All {n} answered. Thank you.</p>'
+            self.play.children = self.choose.children = ()
+            return
+        q = next(q for q in self.plan['kinds'] if q['kind'] == t['kind'])
+        self.heard, self.since = [0] * len(t['clips']), time.monotonic()
+        self.head.value = (
+            f'<p>{len(self.done) + 1} of {n}</p><h3>{html.escape(q["ask"])}'
+            f'</h3><p>{html.escape(t["text"])}</p>'
+        )
+
+        def big(text, act, **kw):
+            b = W.Button(description=text, layout=W.Layout(width='16em', height='3em'), **kw)
+            b.on_click(act)
+            return b
+
         names = ['Play A', 'Play B'] if len(t['clips']) > 1 else ['Play']
-        self.play.children = [big(s, lambda _, i=i: self.sound(t, i), icon='play') for i, s in enumerate(names)]
-        self.choose.children = [big(label, lambda _, v=v: self.answer(t, v), disabled=True) for v, label in q['options']]
+        self.play.children = [
+            big(s, lambda _, i=i: self.sound(t, i), icon='play') for i, s in enumerate(names)
+        ]
+        self.choose.children = [
+            big(label, lambda _, v=v: self.answer(t, v), disabled=True) for v, label in q['options']
+        ]
+
     def sound(self, t: dict, i: int):
         if t is not self.trial: return
-        self.heard[i] += 1; [w.close() for w in self.player.children]        # a new player each time: an unchanged one would not start again
-        self.player.children = [W.Audio(value=(self.folder/f"{t['clips'][i]}.flac").read_bytes(), format='flac', autoplay=True, loop=False)]
+        # a new player each time: an unchanged one would not start again
+        self.heard[i] += 1
+        for w in self.player.children:
+            w.close()
+        self.player.children = [
+            W.Audio(
+                value=(self.folder / f"{t['clips'][i]}.flac").read_bytes(),
+                format='flac',
+                autoplay=True,
+                loop=False,
+            )
+        ]
         for b in self.choose.children: b.disabled = not all(self.heard)
+
     def answer(self, t: dict, value: str):
-        if t is not self.trial or not all(self.heard): return                # the second half of a double click
+        if t is not self.trial or not all(self.heard): return  # the second half of a double click
         a, b = (t['clips'] + [''])[:2]
-        try: append(self.out, [self.hash, self.rater, t['id'], t['kind'], a, b, value, f'{time.monotonic() - self.since:.2f}', sum(self.heard), now()])
-        except OSError as e: self.head.value += f'<p>Not saved ({html.escape(str(e.strerror))}): mend that, then answer again.</p>'; return
-        self.done.add(t['id']); self.ask()
+        try:
+            append(
+                self.out,
+                [
+                    self.hash,
+                    self.rater,
+                    t['id'],
+                    t['kind'],
+                    a,
+                    b,
+                    value,
+                    f'{time.monotonic() - self.since:.2f}',
+                    sum(self.heard),
+                    now(),
+                ],
+            )
+        except OSError as e:
+            self.head.value += (
+                f'<p>Not saved ({html.escape(str(e.strerror))}): mend that, then answer again.</p>'
+            )
+            return
+        self.done.add(t['id'])
+        self.ask()
 
 # %% ../nbs/14_listening.ipynb #8e672057
 CODE = r"""'use strict';
@@ -314,152 +506,319 @@ button:disabled{border-color:#bbb;color:#767676}button:focus-visible{outline:3px
 """ + CODE + '</script></body></html>\n'
 
 def listening_page(plan: dict, folder: str|Path,   # of `render_test`
-                   path: str|Path) -> Path:        # the HTML file; about 1.4 times the size of the FLAC files
-    "Write the test as one page that needs no server and no network; FileNotFoundError where a clip is missing"
-    sounds = {i: base64.b64encode((Path(folder)/f'{i}.flac').read_bytes()).decode() for i in sound_ids(plan, folder)}
+                   path: str|Path) -> Path:  # the HTML file; about 1.4 times the size of the FLAC files
+    """Write the test as one page that needs no server and no network; FileNotFoundError where a clip is
+    missing"""
+    sounds = {
+        i: base64.b64encode((Path(folder) / f'{i}.flac').read_bytes()).decode()
+        for i in sound_ids(plan, folder)
+    }
     data = dict(plan=plan, hash=plan_hash(plan), columns=COLUMNS, sounds=sounds)
     return atomic_write(path, PAGE.replace('__DATA__', json.dumps(data).replace('<', '\\u003c')))
 
 # %% ../nbs/14_listening.ipynb #33d7f052
 KNOWN = 'catch pair emotion system text voice'.split()
 
-def read_answers(*files: str|Path, plan: dict,
-                 key: dict) -> tuple[pd.DataFrame, pd.DataFrame]:  # (answers with what the key knows of them, rows that do not count)
+def read_answers(
+    *files: str | Path, plan: dict, key: dict
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # (answers with what the key knows of them, rows that do not count)
     "Answers of any number of CSV files; ValueError for a file of something else or a key of another plan"
     wrong, taken, good, bad, sign = checker(plan), {}, [], [], {'a': -1, 'same': 0, 'b': 1}
     if key['plan'] != plan_hash(plan):
-        raise ValueError(f"the key is of plan {key['plan']}, this plan is {plan_hash(plan)}: load the two that were written together")
+        raise ValueError(
+            f"the key is of plan {key['plan']}, this plan is {plan_hash(plan)}: load the two that were "
+            "written together"
+        )
     rows = [(Path(f).name, i, r) for f in files for i, r in enumerate(read_rows(Path(f)), 2)]
     for f, line, r in sorted(rows, key=lambda x: str(x[2]['time'])):
-        why = wrong(r); k = r['rater'], r['trial']
-        if not why and k in taken: why = 'copy of another row' if taken[k] == r else 'second answer to the trial, the earlier one counts'
-        if why: bad.append(dict(file=f, line=line, rater=r['rater'], trial=r['trial'], reason=why)); continue
-        taken[k] = r; t = key['trials'][r['trial']]; side = -1 if t.get('swapped') else 1; v = r['answer']
-        score = (v == t.get('emotion', t.get('expected'))) if t['kind'] == 'emotion' else side*int(v) if t['kind'] == 'cmos' else side*sign[v]
+        why = wrong(r)
+        k = r['rater'], r['trial']
+        if not why and k in taken:
+            why = (
+                'copy of another row'
+                if taken[k] == r
+                else 'second answer to the trial, the earlier one counts'
+            )
+        if why:
+            bad.append(dict(file=f, line=line, rater=r['rater'], trial=r['trial'], reason=why))
+            continue
+        taken[k] = r
+        t = key['trials'][r['trial']]
+        side = -1 if t.get('swapped') else 1
+        v = r['answer']
+        score = (
+            (v == t.get('emotion', t.get('expected')))
+            if t['kind'] == 'emotion'
+            else side * int(v)
+            if t['kind'] == 'cmos'
+            else side * sign[v]
+        )
         passed = (abs(int(v)) <= 1 if t['kind'] == 'cmos' else v == t['expected']) if t['catch'] else None
         more = dict(score=float(score), passed=passed, seconds=float(r['seconds']), plays=int(r['plays']))
         good.append(r | {c: t.get(c) for c in KNOWN} | more)
-    return pd.DataFrame(good, columns=[*COLUMNS, *KNOWN, 'score', 'passed']), pd.DataFrame(bad, columns=['file', 'line', 'rater', 'trial', 'reason'])
+    return pd.DataFrame(good, columns=[*COLUMNS, *KNOWN, 'score', 'passed']), pd.DataFrame(
+        bad, columns=['file', 'line', 'rater', 'trial', 'reason']
+    )
 
 # %% ../nbs/14_listening.ipynb #4ed4daf7
 def two_way(values, raters, sentences, n: int = 2000, seed: int = 0) -> dict:
     "Mean with a 95 % interval from resamples of raters and of sentences"
-    return bootstrap(values, [list(raters), list(sentences)], n, seed) | dict(raters=len(set(raters)), sentences=len(set(sentences)))
+    return bootstrap(values, [list(raters), list(sentences)], n, seed) | dict(
+        raters=len(set(raters)), sentences=len(set(sentences))
+    )
 
-def alpha(values, units, interval: bool = False) -> float|None:
-    "Krippendorff's alpha of answers to `units`, nominal or interval; None where no two answers can be compared or all are equal"
+def alpha(values, units, interval: bool = False) -> float | None:
+    """Krippendorff's alpha of answers to `units`, nominal or interval; None where no two answers can be
+    compared or all are equal"""
     groups = [g.to_numpy() for _, g in pd.Series(list(values)).groupby(list(units)) if len(g) > 1]
     if not groups: return None
-    apart = lambda g: float(((g[:, None] - g[None])**2).sum() if interval else (g[:, None] != g[None]).sum()); every = np.concatenate(groups); m = len(every)
-    far = apart(every)/(m*(m - 1)); return round(1 - sum(apart(g)/(len(g) - 1) for g in groups)/m/far, 4) if far else None
+    apart = lambda g: float(
+        ((g[:, None] - g[None]) ** 2).sum()
+        if interval
+        else (g[:, None] != g[None]).sum()
+    )
+    every = np.concatenate(groups)
+    m = len(every)
+    far = apart(every) / (m * (m - 1))
+    return round(1 - sum(apart(g) / (len(g) - 1) for g in groups) / m / far, 4) if far else None
 
 # %% ../nbs/14_listening.ipynb #66b214c6
-def simulated(plan: dict, key: dict, raters: int = 10, cmos: float = .8,      # mean of the comparison scale before rounding
-              heard: tuple = (.3, .7),                                        # chance of hearing the wanted emotion, by system
-              stronger: float = .7,                                           # chance of calling the second system's clip more intense
-              careless: int = 0, seed: int = 0) -> list[list]:                # rows in the order of `COLUMNS`
+def simulated(
+    plan: dict,
+    key: dict,
+    raters: int = 10,
+    cmos: float = 0.8,  # mean of the comparison scale before rounding
+    heard: tuple = (0.3, 0.7),  # chance of hearing the wanted emotion, by system
+    stronger: float = 0.7,  # chance of calling the second system's clip more intense
+    careless: int = 0,
+    seed: int = 0,
+) -> list[list]:  # rows in the order of `COLUMNS`
     "Answers of raters that do not exist, named so, for planning a test and for testing the analysis"
-    rng = np.random.default_rng(seed); lean = defaultdict(lambda: rng.normal(0, .3)); legal = {q['kind']: [v for v, _ in q['options']] for q in plan['kinds']}
+    rng = np.random.default_rng(seed)
+    lean = defaultdict(lambda: rng.normal(0, 0.3))
+    legal = {q['kind']: [v for v, _ in q['options']] for q in plan['kinds']}
     rows = []
     for i in range(raters + careless):
-        who, own = f"simulated-{'careless-' if i >= raters else ''}{i + 1:02}", rng.normal(0, .4)
+        who, own = f"simulated-{'careless-' if i >= raters else ''}{i + 1:02}", rng.normal(0, 0.4)
         for t in turns(plan, who):
-            k = key['trials'][t['id']]; side = -1 if k.get('swapped') else 1
+            k = key['trials'][t['id']]
+            side = -1 if k.get('swapped') else 1
             others = [v for v in legal[t['kind']] if v != k.get('expected', k.get('emotion'))]
             if i >= raters: v = rng.choice(legal[t['kind']])
             elif t['kind'] == 'cmos':
-                v = round(np.clip(.2 + (0 if k['catch'] else side*(cmos + own + lean[k['text']])) + rng.normal(0, .5 if k['catch'] else 1), -3, 3))
+                v = round(
+                    np.clip(
+                        0.2
+                        + (0 if k['catch'] else side * (cmos + own + lean[k['text']]))
+                        + rng.normal(0, 0.5 if k['catch'] else 1),
+                        -3,
+                        3,
+                    )
+                )
             elif t['kind'] == 'emotion':
-                v = k.get('expected', k.get('emotion')) if rng.random() < (.9 if k['catch']
-                                                                           else heard[key['systems'].index(k['system'])]) else rng.choice(others)
-            elif k['catch'] or rng.random() < .2: v = 'same' if rng.random() < .85 else rng.choice(['a', 'b'])
+                v = (
+                    k.get('expected', k.get('emotion'))
+                    if rng.random() < (0.9 if k['catch'] else heard[key['systems'].index(k['system'])])
+                    else rng.choice(others)
+                )
+            elif k['catch'] or rng.random() < 0.2:
+                v = 'same' if rng.random() < 0.85 else rng.choice(['a', 'b'])
             else: v = 'b' if (rng.random() < stronger) == (side == 1) else 'a'
-            tail = [str(v), f'{rng.uniform(3, 9):.2f}', str(len(t['clips'])), f'2026-01-01T00:00:00.{len(rows) % 1000:03}Z']
-            rows.append([key['plan'], who, t['id'], t['kind'], *(t['clips'] + [''])[:2], *tail])
+            tail = [
+                str(v),
+                f'{rng.uniform(3, 9):.2f}',
+                str(len(t['clips'])),
+                f'2026-01-01T00:00:00.{len(rows) % 1000:03}Z',
+            ]
+            rows.append(
+                [key['plan'], who, t['id'], t['kind'], *(t['clips'] + [''])[:2], *tail]
+            )
     return rows
 
-def save_answers(rows: list[list], path: str|Path) -> Path:
+def save_answers(rows: list[list], path: str | Path) -> Path:
     "Write answers as the page does"
-    b = io.StringIO(); csv.writer(b, lineterminator='\n').writerows([COLUMNS, *rows]); return atomic_write(path, b.getvalue())
+    b = io.StringIO()
+    csv.writer(b, lineterminator='\n').writerows([COLUMNS, *rows])
+    return atomic_write(path, b.getvalue())
 
 # %% ../nbs/14_listening.ipynb #e19db5ca
-def rater_table(answers: pd.DataFrame, allowed: float = .4) -> pd.DataFrame:
-    "Per rater: answers, catch trials failed, mean and SD of the comparison scale, share identified, share of ties, pace, and why excluded, if so"
+def rater_table(answers: pd.DataFrame, allowed: float = 0.4) -> pd.DataFrame:
+    """Per rater: answers, catch trials failed, mean and SD of the comparison scale, share identified,
+    share of ties, pace, and why excluded, if so"""
     out = []
     for who, g in answers.groupby('rater'):
-        c = g[g['catch'].astype(bool)]; r = g[~g['catch'].astype(bool)]; s = {k: r[r.kind == k].score for k in ASK}
+        c = g[g['catch'].astype(bool)]
+        r = g[~g['catch'].astype(bool)]
+        s = {k: r[r.kind == k].score for k in ASK}
         share = float((~c.passed.astype(bool)).mean()) if len(c) else None
         none = share is None and answers['catch'].any()
-        why = 'answered no catch trial' if none else f'failed {share:.0%} of the catch trials' if (share or 0) > allowed else ''
-        out.append(dict(rater=who, answers=len(g), catch=len(c), failed=len(c) - int(c.passed.sum()), excluded=why, cmos_mean=s['cmos'].mean(),
-                        cmos_sd=s['cmos'].std(), identified=s['emotion'].mean(), ties=(s['intensity'] == 0).mean() if len(s['intensity']) else np.nan,
-                        seconds=r.seconds.median(), plays=r.plays.mean()))
+        why = (
+            'answered no catch trial'
+            if none
+            else f'failed {share:.0%} of the catch trials'
+            if (share or 0) > allowed
+            else ''
+        )
+        out.append(
+            dict(
+                rater=who,
+                answers=len(g),
+                catch=len(c),
+                failed=len(c) - int(c.passed.sum()),
+                excluded=why,
+                cmos_mean=s['cmos'].mean(),
+                cmos_sd=s['cmos'].std(),
+                identified=s['emotion'].mean(),
+                ties=(s['intensity'] == 0).mean() if len(s['intensity']) else np.nan,
+                seconds=r.seconds.median(),
+                plays=r.plays.mean(),
+            )
+        )
     return pd.DataFrame(out).round(3)
 
 # %% ../nbs/14_listening.ipynb #db7388af
 def identification(a: pd.DataFrame, key: dict) -> dict:
-    "Share heard as the wanted emotion by emotion and system (Wilson), chance, what was heard instead, and second minus first system on the same sentences"
-    said = [*key['emotions'], 'none']; lines, confusion = [], {}
+    """Share heard as the wanted emotion by emotion and system (Wilson), chance, what was heard instead,
+    and second minus first system on the same sentences"""
+    said = [*key['emotions'], 'none']
+    lines, confusion = [], {}
     for s in key['systems']:
         for e, g in a[a.system == s].groupby('emotion'):
             lines.append(dict(emotion=e, system=s) | wilson(int(g.score.sum()), len(g)))
             confusion.setdefault(s, {})[e] = {v: int((g.answer == v).sum()) for v in said}
-    both = a.pivot_table(index=['rater', 'pair', 'text'], columns='system', values='score').reindex(columns=key['systems']).dropna().reset_index()
+    both = (
+        a.pivot_table(index=['rater', 'pair', 'text'], columns='system', values='score')
+        .reindex(columns=key['systems'])
+        .dropna()
+        .reset_index()
+    )
     first, second = key['systems']
     gain = two_way(both[second] - both[first], both.rater, both.text) if len(both) else None
-    return dict(shares=lines, chance=round(1/len(key['emotions']), 4), confusion=confusion, gain=gain, alpha=alpha(a.answer, a.trial))
+    return dict(
+        shares=lines,
+        chance=round(1 / len(key['emotions']), 4),
+        confusion=confusion,
+        gain=gain,
+        alpha=alpha(a.answer, a.trial),
+    )
 
 # %% ../nbs/14_listening.ipynb #a79d1aba
 def analyse(answers: pd.DataFrame, key: dict,      # of `read_answers`
-            allowed: float = .4) -> dict:          # largest share of failed catch trials
+            allowed: float = .4) -> dict:  # largest share of failed catch trials
     "Everything the answers say, ready for JSON; ValueError where no rater is left"
-    if answers.empty: raise ValueError('no answers: every file is empty, or each of its rows is among the rejects of read_answers')
-    t = rater_table(answers, allowed); kept = set(t[t.excluded == ''].rater); a = answers[answers.rater.isin(kept) & ~answers['catch'].astype(bool)]
+    if answers.empty:
+        raise ValueError(
+            'no answers: every file is empty, or each of its rows is among the rejects of read_answers'
+        )
+    t = rater_table(answers, allowed)
+    kept = set(t[t.excluded == ''].rater)
+    a = answers[answers.rater.isin(kept) & ~answers['catch'].astype(bool)]
     part = {k: a[a.kind == k] for k in ASK}
-    if not len(a): raise ValueError('no rater is left: ' + '; '.join(f'{r.rater} {r.excluded or "answered catch trials only"}' for r in t.itertuples()))
-    rule = f'excluded: more than {allowed:.0%} of the answered catch trials failed, or none answered; {len(t) - len(kept)} of {len(t)} raters'
-    out = dict(systems=key['systems'], rule=rule, excluded={r.rater: r.excluded for r in t.itertuples() if r.excluded}, trials=len(key['trials']),
-               raters=json.loads(t.to_json(orient='records')), incomplete=[r.rater for r in t.itertuples() if r.answers < len(key['trials'])])
+    if not len(a):
+        raise ValueError(
+            'no rater is left: '
+            + '; '.join(f'{r.rater} {r.excluded or "answered catch trials only"}' for r in t.itertuples())
+        )
+    rule = (
+        f'excluded: more than {allowed:.0%} of the answered catch trials failed, or none answered; '
+        f'{len(t) - len(kept)} of {len(t)} raters'
+    )
+    out = dict(
+        systems=key['systems'],
+        rule=rule,
+        excluded={r.rater: r.excluded for r in t.itertuples() if r.excluded},
+        trials=len(key['trials']),
+        raters=json.loads(t.to_json(orient='records')),
+        incomplete=[r.rater for r in t.itertuples() if r.answers < len(key['trials'])],
+    )
     if len(c := part['cmos']):
-        m = c.groupby('rater').score; p = 1. if not m.median().any() else float(wilcoxon(m.median()).pvalue)      # every median 0: no evidence at all
-        out['cmos'] = two_way(c.score, c.rater, c.text) | dict(p=round(p, 5), test='Wilcoxon signed-rank, medians of the raters',
-                                                               alpha=alpha(c.score, c.trial, True),
-                                                               rater_means_sd=round(float(m.mean().std()), 3) if len(m) > 1 else None)
+        # every median 0: no evidence at all
+        m = c.groupby('rater').score
+        p = 1.0 if not m.median().any() else float(wilcoxon(m.median()).pvalue)
+        out['cmos'] = two_way(c.score, c.rater, c.text) | dict(
+            p=round(p, 5),
+            test='Wilcoxon signed-rank, medians of the raters',
+            alpha=alpha(c.score, c.trial, True),
+            rater_means_sd=round(float(m.mean().std()), 3) if len(m) > 1 else None,
+        )
     if len(e := part['emotion']): out['emotion'] = identification(e, key)
     if len(i := part['intensity']):
-        n = {s: int((i.score == v).sum()) for s, v in zip((key['systems'][0], 'the same', key['systems'][1]), (-1, 0, 1))}; second = key['systems'][1]
-        out['intensity'] = dict(answers=n, shares={s: wilson(k, len(i)) for s, k in n.items()}, score=two_way(i.score, i.rater, i.text),
-                                alpha=alpha(i.score, i.trial),
-                                decided=wilson(n[second], len(i) - n['the same']) if len(i) > n['the same'] else None)
+        n = {
+            s: int((i.score == v).sum())
+            for s, v in zip((key['systems'][0], 'the same', key['systems'][1]), (-1, 0, 1))
+        }
+        second = key['systems'][1]
+        out['intensity'] = dict(
+            answers=n,
+            shares={s: wilson(k, len(i)) for s, k in n.items()},
+            score=two_way(i.score, i.rater, i.text),
+            alpha=alpha(i.score, i.trial),
+            decided=wilson(n[second], len(i) - n['the same']) if len(i) > n['the same'] else None,
+        )
     return out
 
 # %% ../nbs/14_listening.ipynb #475e69cb
 def listening_figure(result: dict, title: str = ''):
-    "Naturalness of second over first system with every rater's mean, identification by emotion with chance, and intensity, all with 95 % intervals"
-    first, second = result['systems']; parts = [k for k in ('cmos', 'emotion', 'intensity') if k in result]
-    bars = lambda s: [[[x['value'] - x['low'] for x in s], [x['high'] - x['value'] for x in s]], [x['value'] for x in s]]
+    """Naturalness of second over first system with every rater's mean, identification by emotion with
+    chance, and intensity, all with 95 % intervals"""
+    first, second = result['systems']
+    parts = [k for k in ('cmos', 'emotion', 'intensity') if k in result]
+    bars = lambda s: [
+        [[x['value'] - x['low'] for x in s], [x['high'] - x['value'] for x in s]],
+        [x['value'] for x in s],
+    ]
     with plt.rc_context(STYLE):
         wide = [dict(cmos=1, emotion=1.7, intensity=1.2)[k] for k in parts]
-        fig, axes = plt.subplots(1, len(parts), figsize=(3.2*len(parts) + .6, 2.9), squeeze=False, width_ratios=wide)
-        ax = dict(zip(parts, axes[0])); fig.suptitle(title, fontsize=9)
+        fig, axes = plt.subplots(
+            1, len(parts), figsize=(3.2 * len(parts) + 0.6, 2.9), squeeze=False, width_ratios=wide
+        )
+        ax = dict(zip(parts, axes[0]))
+        fig.suptitle(title, fontsize=9)
         if c := result.get('cmos'):
-            m = [r['cmos_mean'] for r in result['raters'] if not r['excluded'] and r['cmos_mean'] is not None]; x = ax['cmos']
-            x.plot(np.linspace(-.25, .25, len(m)), sorted(m), 'o', c=HUMAN, ms=4, alpha=.6, label='one rater'); err, v = bars([c])
-            x.errorbar([0], v, err, fmt='D', c=ADAPTER, capsize=4, ms=6, label='mean, 95 %'); x.axhline(0, c='k', lw=.8)
-            x.set(xlim=(-.6, .6), ylim=(-3.1, 3.1), xticks=[], ylabel=f'{second} over {first}, CMOS points')
+            m = [r['cmos_mean'] for r in result['raters'] if not r['excluded'] and r['cmos_mean'] is not None]
+            x = ax['cmos']
+            x.plot(
+                np.linspace(-0.25, 0.25, len(m)), sorted(m), 'o', c=HUMAN, ms=4, alpha=0.6, label='one rater'
+            )
+            err, v = bars([c])
+            x.errorbar([0], v, err, fmt='D', c=ADAPTER, capsize=4, ms=6, label='mean, 95 %')
+            x.axhline(0, c='k', lw=0.8)
+            x.set(xlim=(-0.6, 0.6), ylim=(-3.1, 3.1), xticks=[], ylabel=f'{second} over {first}, CMOS points')
             x.set_title(f"naturalness\n{c['raters']} raters, p = {c['p']:.2g}")
             x.legend(frameon=False, fontsize=7, loc='lower right')
         if e := result.get('emotion'):
-            x = ax['emotion']; names = list(dict.fromkeys(s['emotion'] for s in e['shares']))
-            for off, s, col in ((-.2, first, BASE), (.2, second, ADAPTER)):
-                rows = [q for q in e['shares'] if q['system'] == s]; err, v = bars(rows)
-                x.bar([names.index(q['emotion']) + off for q in rows], v, .4, yerr=err, color=col, capsize=3, label=s)
-            x.axhline(e['chance'], c=HUMAN, ls='--', label='chance'); x.set_xticks(range(len(names)), names)
-            x.set(ylim=(0, 1.25), yticks=np.linspace(0, 1, 6), ylabel='share heard as wanted', title='identification')
+            x = ax['emotion']
+            names = list(dict.fromkeys(s['emotion'] for s in e['shares']))
+            for off, s, col in ((-0.2, first, BASE), (0.2, second, ADAPTER)):
+                rows = [q for q in e['shares'] if q['system'] == s]
+                err, v = bars(rows)
+                x.bar(
+                    [names.index(q['emotion']) + off for q in rows],
+                    v,
+                    0.4,
+                    yerr=err,
+                    color=col,
+                    capsize=3,
+                    label=s,
+                )
+            x.axhline(e['chance'], c=HUMAN, ls='--', label='chance')
+            x.set_xticks(range(len(names)), names)
+            x.set(
+                ylim=(0, 1.25),
+                yticks=np.linspace(0, 1, 6),
+                ylabel='share heard as wanted',
+                title='identification',
+            )
             x.legend(frameon=False, ncols=3, fontsize=7, loc='upper center')
         if i := result.get('intensity'):
-            x = ax['intensity']; err, v = bars(i['shares'].values()); x.bar(range(3), v, .6, yerr=err, color=[BASE, HUMAN, ADAPTER], capsize=3)
+            x = ax['intensity']
+            err, v = bars(i['shares'].values())
+            x.bar(range(3), v, 0.6, yerr=err, color=[BASE, HUMAN, ADAPTER], capsize=3)
             x.set_xticks(range(3), list(i['shares']))
-            x.set(ylim=(0, 1), ylabel='share of answers', title=f"which is more intense?\n{sum(i['answers'].values())} answers")
+            x.set(
+                ylim=(0, 1),
+                ylabel='share of answers',
+                title=f"which is more intense?\n{sum(i['answers'].values())} answers",
+            )
         plt.close(fig)
     return fig

@@ -36,10 +36,10 @@ class Utterance:
     emotion: str = ''                   # what was asked for
     system: str = ''                    # 'base', 'adapter', 'recording', ...
     seed: int = 0
-    ended: bool|None = None             # the model stopped by itself; None: a recording
-    seconds: float|None = None          # time its generation took
-    reference: np.ndarray|None = None   # the same text by the same voice
-    near: tuple = ()                    # other clips of the same voice, speaking neutrally: pairs of audio and text
+    ended: bool | None = None           # the model stopped by itself; None: a recording
+    seconds: float | None = None        # time its generation took
+    reference: np.ndarray | None = None  # the same text by the same voice
+    near: tuple = ()  # other clips of the same voice, speaking neutrally: pairs of audio and text
     file: str = ''
 
 @dataclass(frozen=True)
@@ -58,60 +58,96 @@ class Metric:
     packages: tuple = ()                # (name to import, how to install it)
     hub: tuple = ()                     # models whose weights it loads, as id or id@revision
     default: bool = True                # measured without being asked for
-    few: int = 0                        # where it is slow: at most so many utterances of a system, evenly spread
+    few: int = 0  # where it is slow: at most so many utterances of a system, evenly spread
     locked: bool = False                # works under Python's lock: only processes make it faster
 
 # %% ../nbs/11_metrics.ipynb #755d05a5
 METRICS: dict[str, Metric] = {}
-class Unavailable(ValueError): "A metric whose package, weights or input are not here; the message says what to do"
+
+class Unavailable(ValueError):
+    "A metric whose package, weights or input are not here; the message says what to do"
 
 def register(name: str, **facts):
     "Class decorator: the class measures `name`; `facts` are the fields of `Metric`"
-    def add(cls): METRICS[name] = Metric(name, make=cls, what=facts.pop('what', cls.__doc__), **facts); return cls
+
+    def add(cls):
+        METRICS[name] = Metric(name, make=cls, what=facts.pop('what', cls.__doc__), **facts)
+        return cls
+
     return add
 
-FORMS = (('config.json', 'model.safetensors'), ('config.json', 'pytorch_model.bin'), ('config.json', 'model.safetensors.index.json'),
-         ('config.yaml', 'model.pt'), ('fold0_s42_best_model.pth',))
+FORMS = (
+    ('config.json', 'model.safetensors'),
+    ('config.json', 'pytorch_model.bin'),
+    ('config.json', 'model.safetensors.index.json'),
+    ('config.yaml', 'model.pt'),
+    ('fold0_s42_best_model.pth',),
+)
 
 def cached(repo: str) -> bool:
-    "A model (`id` or `id@revision`) is in the local hub cache with description and weights, or `repo` is a folder"
-    name, _, rev = repo.partition('@'); here = lambda f: isinstance(try_to_load_from_cache(name, f, revision=rev or None), str)
+    """A model (`id` or `id@revision`) is in the local hub cache with description and weights, or `repo` is
+    a folder"""
+    name, _, rev = repo.partition('@')
+    here = lambda f: isinstance(try_to_load_from_cache(name, f, revision=rev or None), str)
     return Path(repo).is_dir() or any(all(map(here, form)) for form in FORMS)
 
 def status(name: str) -> str:
     "`available`, `missing: pip install ...` or `needs download: ...`"
-    if name not in METRICS: raise ValueError(unknown(name, METRICS).replace('setting', 'metric'))
+    if name not in METRICS:
+        raise ValueError(unknown(name, METRICS).replace('setting', 'metric'))
     m = METRICS[name]
-    if gone := [how for p, how in m.packages if not find_spec(p)]: return f'missing: {"; ".join(dict.fromkeys(gone))}'
-    if away := [r for r in m.hub if not cached(r)]: return f'needs download: {", ".join(r.partition("@")[0] for r in away)}'
+    if gone := [how for p, how in m.packages if not find_spec(p)]:
+        return f'missing: {"; ".join(dict.fromkeys(gone))}'
+    if away := [r for r in m.hub if not cached(r)]:
+        return f'needs download: {", ".join(r.partition("@")[0] for r in away)}'
     return 'available'
 
 def load(name: str, download: bool = False, **kw):
-    "The metric, ready to be called; raises `Unavailable` with the remedy. `download` lets it fetch its weights from the hub."
+    """The metric, ready to be called; raises `Unavailable` with the remedy. `download` lets it fetch its
+    weights from the hub."""
     s = status(name)
-    if s != 'available' and not (download and s.startswith('needs download')): raise Unavailable(f'{name} ({METRICS[name].licence}): {s}')
+    if s != 'available' and not (download and s.startswith('needs download')):
+        raise Unavailable(f'{name} ({METRICS[name].licence}): {s}')
     return METRICS[name].make(**kw)
 
 # %% ../nbs/11_metrics.ipynb #4188567a
-PROSODY = dict(f0='Hz, median', f0_sd='semitones', energy='dB re full scale', rate='letters per second', tilt='dB, 2-5 kHz over 80-1000 Hz',
-               final_rise='semitones, last 30 % against the rest', pauses='seconds of gaps of 150 ms and more')
+PROSODY = dict(
+    f0='Hz, median',
+    f0_sd='semitones',
+    energy='dB re full scale',
+    rate='letters per second',
+    tilt='dB, 2-5 kHz over 80-1000 Hz',
+    final_rise='semitones, last 30 % against the rest',
+    pauses='seconds of gaps of 150 ms and more',
+)
 
-def gaps(x: np.ndarray, top_db: float = 35., least: float = .15) -> float:
+def gaps(x: np.ndarray, top_db: float = 35.0, least: float = 0.15) -> float:
     "Seconds of silence inside a clip, in gaps of `least` seconds or more"
     s = librosa.effects.split(x, top_db=top_db, frame_length=1024, hop_length=240)
-    return float(sum(d for d in (s[1:, 0] - s[:-1, 1])/SR if d >= least))
+    return float(sum(d for d in (s[1:, 0] - s[:-1, 1]) / SR if d >= least))
 
 def once(f):
-    "Method of a metric that remembers its last answer: the judge asks again for what prosody and voice activity just said of the same clip"
+    """Method of a metric that remembers its last answer: the judge asks again for what prosody and voice
+    activity just said of the same clip"""
     last = threading.local()         # every thread measures clips of its own
+
     def g(self, u):
         if getattr(last, 'clip', None) is not u:
             last.clip, last.answer = u, f(self, u)
         return last.answer
+
     return g
 
-@register('prosody', unit='; '.join(f'{k}: {u}' for k, u in PROSODY.items()), better='', low=-np.inf, high=np.inf, licence='pyworld MIT, librosa ISC',
-          wants=('text',), validated='tones and glides of known F0, level and length')
+@register(
+    'prosody',
+    unit='; '.join(f'{k}: {u}' for k, u in PROSODY.items()),
+    better='',
+    low=-np.inf,
+    high=np.inf,
+    licence='pyworld MIT, librosa ISC',
+    wants=('text',),
+    validated='tones and glides of known F0, level and length',
+)
 class Prosody:
     "F0, level, rate, tilt, final movement, pauses"
     @once
@@ -119,13 +155,24 @@ class Prosody:
 
 def prosody(x: np.ndarray, text: str) -> dict:
     "The figures of `PROSODY` of one 24 kHz clip; those of F0 are NaN where nothing is voiced"
-    y = trim(x, margin=0.); f0 = f0_track(x)[0]; v = np.log(f0[f0 > 0])
-    spec = np.abs(np.fft.rfft(y*np.hanning(len(y))))**2; f = np.fft.rfftfreq(len(y), 1/SR)
+    y = trim(x, margin=0.0)
+    f0 = f0_track(x)[0]
+    v = np.log(f0[f0 > 0])
+    spec = np.abs(np.fft.rfft(y * np.hanning(len(y)))) ** 2
+    f = np.fft.rfftfreq(len(y), 1 / SR)
     band = lambda a, b: spec[(f >= a) & (f < b)].sum() + 1e-12
-    st = 12/np.log(2); cut = int(.7*len(v)); ok = len(v) >= 10
-    return dict(f0=float(np.exp(np.median(v))) if ok else np.nan, f0_sd=float(v.std()*st) if ok else np.nan, energy=rms_db(x),
-                rate=len(re.sub(r'[^a-z]', '', text.lower()))/(len(y)/SR), tilt=float(10*np.log10(band(2000, 5000)/band(80, 1000))),
-                final_rise=float((v[cut:].mean() - v[:cut].mean())*st) if ok else np.nan, pauses=gaps(y))
+    st = 12 / np.log(2)
+    cut = int(0.7 * len(v))
+    ok = len(v) >= 10
+    return dict(
+        f0=float(np.exp(np.median(v))) if ok else np.nan,
+        f0_sd=float(v.std() * st) if ok else np.nan,
+        energy=rms_db(x),
+        rate=len(re.sub(r'[^a-z]', '', text.lower())) / (len(y) / SR),
+        tilt=float(10 * np.log10(band(2000, 5000) / band(80, 1000))),
+        final_rise=float((v[cut:].mean() - v[:cut].mean()) * st) if ok else np.nan,
+        pauses=gaps(y),
+    )
 
 # %% ../nbs/11_metrics.ipynb #1fde26e8
 def phonemes(s: str) -> list[str]:  # IPA symbols
@@ -137,139 +184,293 @@ def error_rate(said: list, right: list) -> float:
     import jiwer
     return jiwer.wer(' '.join(right), ' '.join(said) or '-')
 
-@register('per', unit='edits per phoneme', better='lower', low=0, high=np.inf, licence='hama Apache-2.0, its training data is not stated',
-          wants=('text',), few=24, packages=(('hama', install_line('eval')), ('jiwer', install_line('eval'))),
-          validated='0 for identical phonemes; right against wrong text on real clips; noise, cuts and repetitions in the sanity report')
+@register(
+    'per',
+    unit='edits per phoneme',
+    better='lower',
+    low=0,
+    high=np.inf,
+    licence='hama Apache-2.0, its training data is not stated',
+    wants=('text',),
+    few=24,
+    packages=(('hama', install_line('eval')), ('jiwer', install_line('eval'))),
+    validated='0 for identical phonemes; right against wrong text on real clips; noise, cuts and '
+    'repetitions in the sanity report',
+)
 class PhonemeErrorRate:
     "Phoneme error rate: hama's recogniser against its own G2P of the text"
     known = {}                          # phonemes by text, for the instances of all threads
-    def __init__(self): import hama; self.asr, self.g2p = hama.ASRModel(), hama.G2PModel()
-    def heard(self, x): return phonemes(''.join(self.asr.transcribe_waveform(soxr.resample(np.asarray(x, np.float32), SR, 16_000), 16_000).phonemes))
+
+    def __init__(self):
+        import hama
+        self.asr, self.g2p = hama.ASRModel(), hama.G2PModel()
+
+    def heard(self, x):
+        return phonemes(
+            ''.join(
+                self.asr.transcribe_waveform(
+                    soxr.resample(np.asarray(x, np.float32), SR, 16_000), 16_000
+                ).phonemes
+            )
+        )
+
     def right(self, text):
         words = re.sub(r"[^a-z' ]", '', text.lower())
         if words not in self.known:
             self.known[words] = phonemes(self.g2p.predict(words).ipa)
         return self.known[words]
-    def __call__(self, u): return error_rate(self.heard(u.audio), self.right(u.text))
+
+    def __call__(self, u):
+        return error_rate(self.heard(u.audio), self.right(u.text))
 
 # %% ../nbs/11_metrics.ipynb #39739a31
-@register('words', unit='share of sentences', better='higher', low=0, high=1, licence='pocketsphinx BSD-2', wants=('text',), few=24, locked=True,
-          packages=(('pocketsphinx', install_line('eval')),),
-          validated='right against wrong text on recordings; refuses words outside its dictionary')
+@register(
+    'words',
+    unit='share of sentences',
+    better='higher',
+    low=0,
+    high=1,
+    licence='pocketsphinx BSD-2',
+    wants=('text',),
+    few=24,
+    locked=True,
+    packages=(('pocketsphinx', install_line('eval')),),
+    validated='right against wrong text on recordings; refuses words outside its dictionary',
+)
 class ForcedChoice:
     "Which of `texts` was said? pocketsphinx under a JSGF grammar of exactly these sentences"
+
     def __init__(self, texts: list[str]):
         from pocketsphinx import Decoder, get_model_path
         self.texts = list(dict.fromkeys(map(self.normal, texts)))
-        self.decoder = Decoder(hmm=get_model_path('en-us/en-us'), dict=get_model_path('en-us/cmudict-en-us.dict'), lm=None, loglevel='FATAL')
+        self.decoder = Decoder(
+            hmm=get_model_path('en-us/en-us'),
+            dict=get_model_path('en-us/cmudict-en-us.dict'),
+            lm=None,
+            loglevel='FATAL',
+        )
         missing = sorted({w for t in self.texts for w in t.split() if not self.decoder.lookup_word(w)})
-        if missing: raise ValueError(f'not in the recogniser\'s dictionary: {", ".join(missing)}')
-        self.decoder.add_jsgf_string('choice', '#JSGF V1.0;\ngrammar choice;\npublic <s> = ' + ' | '.join(self.texts) + ' ;\n')
+        if missing:
+            raise ValueError(f'not in the recogniser\'s dictionary: {", ".join(missing)}')
+        self.decoder.add_jsgf_string(
+            'choice', '#JSGF V1.0;\ngrammar choice;\npublic <s> = ' + ' | '.join(self.texts) + ' ;\n'
+        )
         self.decoder.activate_search('choice')
+
     @staticmethod
     def normal(t): return re.sub(r"[^a-z' ]", '', t.lower()).strip()
+
     def said(self, x: np.ndarray, sr: int = SR) -> str:
         "The sentence chosen, or nothing"
-        x = soxr.resample(np.asarray(x, np.float64), sr, 16_000); x = np.pad(x/max(1e-9, np.abs(x).max())*.5, 4000)
-        x = x + 1e-4*np.random.default_rng(0).standard_normal(len(x))
-        d = self.decoder; d.reinit_feat(); d.start_utt(); d.process_raw((x*32767).astype(np.int16).tobytes(), full_utt=True); d.end_utt()
-        h = d.hyp(); return h.hypstr.strip() if h else ''
-    def correct(self, x, text, sr: int = SR) -> bool: return self.said(x, sr) == self.normal(text)
-    def __call__(self, u): return float(self.correct(u.audio, u.text)) if self.normal(u.text) in self.texts else float('nan')          # no candidate, no answer
+        x = soxr.resample(np.asarray(x, np.float64), sr, 16_000)
+        x = np.pad(x / max(1e-9, np.abs(x).max()) * 0.5, 4000)
+        x = x + 1e-4 * np.random.default_rng(0).standard_normal(len(x))
+        d = self.decoder
+        d.reinit_feat()
+        d.start_utt()
+        d.process_raw((x * 32767).astype(np.int16).tobytes(), full_utt=True)
+        d.end_utt()
+        h = d.hyp()
+        return h.hypstr.strip() if h else ''
+
+    def correct(self, x, text, sr: int = SR) -> bool:
+        return self.said(x, sr) == self.normal(text)
+
+    def __call__(self, u):
+        # no candidate, no answer
+        return float(self.correct(u.audio, u.text)) if self.normal(u.text) in self.texts else float('nan')
+
     @classmethod
     def sayable(cls, texts: list[str]) -> list[str]:
         "Those of `texts` whose words are all in the dictionary"
-        d = cls(['yes', 'no']).decoder; return [t for t in dict.fromkeys(texts) if cls.normal(t) and all(d.lookup_word(w) for w in cls.normal(t).split())]
+        d = cls(['yes', 'no']).decoder
+        return [
+            t
+            for t in dict.fromkeys(texts)
+            if cls.normal(t) and all(d.lookup_word(w) for w in cls.normal(t).split())
+        ]
 
 # %% ../nbs/11_metrics.ipynb #41bd4aa0
-@register('vad', unit='speech: seconds; speech_share: share of the clip; trailing: seconds after the last speech', better='', low=0, high=np.inf,
-          licence='silero-vad MIT', packages=(('silero_vad', install_line('eval')),),
-          validated='silence, noise and tones hold none; padding adds exactly its length of silence')
+@register(
+    'vad',
+    unit='speech: seconds; speech_share: share of the clip; trailing: seconds after the last speech',
+    better='',
+    low=0,
+    high=np.inf,
+    licence='silero-vad MIT',
+    packages=(('silero_vad', install_line('eval')),),
+    validated='silence, noise and tones hold none; padding adds exactly its length of silence',
+)
 class VoiceActivity:
     "Speech found in the clip, and silence after it"
-    def __init__(self): import silero_vad; self.find, self.model = silero_vad.get_speech_timestamps, silero_vad.load_silero_vad()
+
+    def __init__(self):
+        import silero_vad
+        self.find, self.model = silero_vad.get_speech_timestamps, silero_vad.load_silero_vad()
+
     def spans(self, x):
-        x = np.asarray(x, np.float32); peak = np.abs(x).max(); x = x*min(1, .5/max(1e-9, peak)) if peak > .5 else x
+        x = np.asarray(x, np.float32)
+        peak = np.abs(x).max()
+        x = x * min(1, 0.5 / max(1e-9, peak)) if peak > 0.5 else x
         import torch         # in the functions that use it: a process that recognises words starts without
-        return self.find(torch.from_numpy(soxr.resample(np.pad(x, SR//4), SR, 16_000)), self.model, min_speech_duration_ms=60)
+        return self.find(
+            torch.from_numpy(soxr.resample(np.pad(x, SR // 4), SR, 16_000)),
+            self.model,
+            min_speech_duration_ms=60,
+        )
+
     @once
     def __call__(self, u):
-        s = [(max(0, a['start']/16_000 - .25), min(len(u.audio)/SR, a['end']/16_000 - .25)) for a in self.spans(u.audio)]; n = sum(b - a for a, b in s)
-        return dict(speech=n, speech_share=n/(len(u.audio)/SR), trailing=len(u.audio)/SR - (s[-1][1] if s else 0))
+        s = [
+            (max(0, a['start'] / 16_000 - 0.25), min(len(u.audio) / SR, a['end'] / 16_000 - 0.25))
+            for a in self.spans(u.audio)
+        ]
+        n = sum(b - a for a, b in s)
+        return dict(
+            speech=n,
+            speech_share=n / (len(u.audio) / SR),
+            trailing=len(u.audio) / SR - (s[-1][1] if s else 0),
+        )
 
-@register('stopped', unit='share of clips', better='higher', low=0, high=1, licence='own', wants=('ended',), validated='counted')
+@register(
+    'stopped',
+    unit='share of clips',
+    better='higher',
+    low=0,
+    high=1,
+    licence='own',
+    wants=('ended',),
+    validated='counted',
+)
 class Stopped:
     "The model ended the clip by itself"
     def __call__(self, u): return float(u.ended)
 
-@register('rtf', unit='seconds per second of audio', better='lower', low=0, high=np.inf, licence='own', wants=('seconds',), validated='arithmetic')
+@register(
+    'rtf',
+    unit='seconds per second of audio',
+    better='lower',
+    low=0,
+    high=np.inf,
+    licence='own',
+    wants=('seconds',),
+    validated='arithmetic',
+)
 class RealTimeFactor:
     "Time to generate a second of audio"
-    def __call__(self, u): return u.seconds/(len(u.audio)/SR)
+    def __call__(self, u): return u.seconds / (len(u.audio) / SR)
 
 # %% ../nbs/11_metrics.ipynb #0a86175c
 GE2E_HASH = '39373b86598fa3da9fcddee6142382efe09777e8d37dc9c0561f41f0070f134e'
 
-@register('speaker', unit='cosine', better='higher', low=-1, high=1, licence='resemblyzer Apache-2.0', wants=('near',), few=24,
-          packages=(('resemblyzer', 'pip install --no-deps resemblyzer==0.1.4'),), validated='1 with itself; same against different voices on real clips')
+@register(
+    'speaker',
+    unit='cosine',
+    better='higher',
+    low=-1,
+    high=1,
+    licence='resemblyzer Apache-2.0',
+    wants=('near',),
+    few=24,
+    packages=(('resemblyzer', 'pip install --no-deps resemblyzer==0.1.4'),),
+    validated='1 with itself; same against different voices on real clips',
+)
 class SpeakerSimilarity:
     "Cosine of GE2E embeddings: the clip and the mean of neutral clips of its voice"
+
     def __init__(self):
         import torch
-        data = Path(find_spec('resemblyzer').origin).with_name('pretrained.pt'); self.known = {}
+        data = Path(find_spec('resemblyzer').origin).with_name('pretrained.pt')
+        self.known = {}
         if hashlib.sha256(data.read_bytes()).hexdigest() != GE2E_HASH:
-            raise Unavailable('resemblyzer holds other weights than version 0.1.4: pip install --no-deps --force-reinstall resemblyzer==0.1.4')
+            raise Unavailable(
+                'resemblyzer holds other weights than version 0.1.4: pip install --no-deps '
+                '--force-reinstall resemblyzer==0.1.4'
+            )
         w = torch.load(data, map_location='cpu', weights_only=True)['model_state']
         self.lstm, self.linear = torch.nn.LSTM(40, 256, 3, batch_first=True).eval(), torch.nn.Linear(256, 256)
-        for name in ('lstm', 'linear'): getattr(self, name).load_state_dict({k.removeprefix(name + '.'): v for k, v in w.items() if k.startswith(name + '.')})
+        for name in ('lstm', 'linear'):
+            getattr(self, name).load_state_dict(
+                {k.removeprefix(name + '.'): v for k, v in w.items() if k.startswith(name + '.')}
+            )
+
     def embed(self, x: np.ndarray) -> np.ndarray:  # [256], length 1
         "Mean over windows of 1.6 s, .77 s apart"
         import torch
         # theirs only raises the level: a quieter clip would be another voice
-        y = soxr.resample(trim(np.asarray(x, np.float32), margin=0.), SR, 16_000); y = y*10**((-30 - rms_db(y))/20)
-        mel = librosa.feature.melspectrogram(y=np.pad(y, (0, max(0, 25_600 - len(y)))), sr=16_000, n_fft=400, hop_length=160, n_mels=40).T.astype(np.float32)
+        y = soxr.resample(trim(np.asarray(x, np.float32), margin=0.0), SR, 16_000)
+        y = y * 10 ** ((-30 - rms_db(y)) / 20)
+        mel = librosa.feature.melspectrogram(
+            y=np.pad(y, (0, max(0, 25_600 - len(y)))), sr=16_000, n_fft=400, hop_length=160, n_mels=40
+        ).T.astype(np.float32)
         at = range(0, max(1, len(mel) - 159), 77)
-        windows = torch.from_numpy(np.stack([mel[i:i+160] for i in at]))
+        windows = torch.from_numpy(np.stack([mel[i : i + 160] for i in at]))
         with torch.no_grad():
             e = torch.relu(self.linear(self.lstm(windows)[1][0][-1]))
-            e = (e/e.norm(dim=1, keepdim=True)).mean(0)
-            return (e/e.norm()).numpy()
-    def centre(self, near): m = np.mean([self.embed(x) for x, _ in near], 0); return m/np.linalg.norm(m)
+            e = (e / e.norm(dim=1, keepdim=True)).mean(0)
+            return (e / e.norm()).numpy()
+
+    def centre(self, near):
+        m = np.mean([self.embed(x) for x, _ in near], 0)
+        return m / np.linalg.norm(m)
+
     def __call__(self, u):
-        if (k := id(u.near)) not in self.known: self.known[k] = (u.near, self.centre(u.near))      # the tuple is kept: its id stays its own
+        # the tuple is kept: its id stays its own
+        if (k := id(u.near)) not in self.known:
+            self.known[k] = (u.near, self.centre(u.near))
         return float(self.embed(u.audio) @ self.known[k][1])
 
 # %% ../nbs/11_metrics.ipynb #62d3e05e
-@register('mos', unit='predicted opinion, 1-5', better='higher', low=1, high=5, licence='distillmos MIT', packages=(('distillmos', install_line('eval')),),
-          few=5, validated='clean over noisy real speech; no score without speech')
+@register(
+    'mos',
+    unit='predicted opinion, 1-5',
+    better='higher',
+    low=1,
+    high=5,
+    licence='distillmos MIT',
+    packages=(('distillmos', install_line('eval')),),
+    few=5,
+    validated='clean over noisy real speech; no score without speech',
+)
 class DistillMos:
     "Predicted mean opinion score (DistillMOS), level set to -26 dB first; NaN where no speech is found"
+
     def __init__(self):
         import contextlib, io
         from distillmos import ConvTransformerSQAModel
-        with contextlib.redirect_stdout(io.StringIO()): self.model = ConvTransformerSQAModel().eval()       # it prints the path of its weights
+        # it prints the path of its weights
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.model = ConvTransformerSQAModel().eval()
         self.vad = VoiceActivity()
+
     def __call__(self, u):
         import torch
         if not self.vad.spans(u.audio): return float('nan')
-        y = soxr.resample(np.asarray(u.audio, np.float32), SR, 16_000); y = np.clip(y*10**((-26 - rms_db(y))/20), -1, 1)
+        y = soxr.resample(np.asarray(u.audio, np.float32), SR, 16_000)
+        y = np.clip(y * 10 ** ((-26 - rms_db(y)) / 20), -1, 1)
         with torch.no_grad():
             return float(self.model(torch.from_numpy(y)[None])[0])
 
 # %% ../nbs/11_metrics.ipynb #d6ac446c
-def cepstrum(logmel: np.ndarray, n: int = 13) -> np.ndarray:  # [bands, frames] natural log of magnitudes -> [n, frames]
+def cepstrum(
+    logmel: np.ndarray, n: int = 13
+) -> np.ndarray:  # [bands, frames] natural log of magnitudes -> [n, frames]
     "Coefficients 1..n of log|X| = c0 + 2 sum_k c_k cos(...); level is in c0, which is left out"
-    return librosa.feature.mfcc(S=logmel, n_mfcc=n + 1)[1:]/np.sqrt(2*len(logmel))               # librosa's DCT is orthonormal
+    # librosa's DCT is orthonormal
+    return librosa.feature.mfcc(S=logmel, n_mfcc=n + 1)[1:] / np.sqrt(2 * len(logmel))
 
 def cepstra(x: np.ndarray, n: int = 13) -> np.ndarray:  # [n, frames], 10 ms apart
     "Mel cepstra of a 24 kHz clip, 80 bands up to 8 kHz"
-    mel = librosa.feature.melspectrogram(y=np.asarray(x, np.float32), sr=SR, n_fft=1024, hop_length=240, n_mels=80, fmax=8000, power=1.)
-    return cepstrum(np.log(np.maximum(mel, 1e-5*mel.max() + 1e-12)), n)
+    mel = librosa.feature.melspectrogram(
+        y=np.asarray(x, np.float32), sr=SR, n_fft=1024, hop_length=240, n_mels=80, fmax=8000, power=1.0
+    )
+    return cepstrum(np.log(np.maximum(mel, 1e-5 * mel.max() + 1e-12)), n)
 
 def cepstral_distance(a: np.ndarray, b: np.ndarray) -> float:
     "Mean over the warping path of 10/ln 10 * sqrt(2 * sum of squared differences), dB"
-    _, path = librosa.sequence.dtw(a, b); d = a[:, path[:, 0]] - b[:, path[:, 1]]
-    return float((10/np.log(10)*np.sqrt(2*(d**2).sum(0))).mean())
+    _, path = librosa.sequence.dtw(a, b)
+    d = a[:, path[:, 0]] - b[:, path[:, 1]]
+    return float((10 / np.log(10) * np.sqrt(2 * (d**2).sum(0))).mean())
 
 @register('mcd', unit='dB', better='lower', low=0, high=np.inf, licence='librosa ISC', wants=('reference',),
           validated='0 with itself and under gain; the closed form for a shift of one coefficient')
@@ -278,24 +479,55 @@ class MelCepstralDistance:
     def __call__(self, u): return cepstral_distance(cepstra(u.audio), cepstra(u.reference))
 
 # %% ../nbs/11_metrics.ipynb #47d249cf
-@register('voice_quality', unit='hnr: dB; jitter, shimmer: share', better='', low=-np.inf, high=np.inf, licence='praat-parselmouth GPL-3',
-          packages=(('parselmouth', install_line('eval-gpl')),), default=False, validated='a harmonic tone against the same tone in noise')
+@register(
+    'voice_quality',
+    unit='hnr: dB; jitter, shimmer: share',
+    better='',
+    low=-np.inf,
+    high=np.inf,
+    licence='praat-parselmouth GPL-3',
+    packages=(('parselmouth', install_line('eval-gpl')),),
+    default=False,
+    validated='a harmonic tone against the same tone in noise',
+)
 class VoiceQuality:
     "Praat's harmonics-to-noise ratio, local jitter and shimmer"
-    def __init__(self): import parselmouth; self.praat = parselmouth
-    def __call__(self, u):
-        s = self.praat.Sound(np.asarray(u.audio, np.float64), SR); call = self.praat.praat.call; h = s.to_harmonicity().values
-        p = call(s, 'To PointProcess (periodic, cc)', 60, 500)
-        return dict(hnr=float(h[h > -200].mean()) if (h > -200).any() else float('nan'), jitter=call(p, 'Get jitter (local)', 0, 0, .0001, .02, 1.3),
-                    shimmer=call([s, p], 'Get shimmer (local)', 0, 0, .0001, .02, 1.3, 1.6))
 
-@register('egemaps', unit='88 functionals, see their names', better='', low=-np.inf, high=np.inf,
-          licence='opensmile: audEERING research licence, non-commercial', packages=(('opensmile', install_line('eval-nc')),), default=False,
-          validated='as published (Eyben et al. 2016)')
+    def __init__(self):
+        import parselmouth
+        self.praat = parselmouth
+
+    def __call__(self, u):
+        s = self.praat.Sound(np.asarray(u.audio, np.float64), SR)
+        call = self.praat.praat.call
+        h = s.to_harmonicity().values
+        p = call(s, 'To PointProcess (periodic, cc)', 60, 500)
+        return dict(
+            hnr=float(h[h > -200].mean()) if (h > -200).any() else float('nan'),
+            jitter=call(p, 'Get jitter (local)', 0, 0, 0.0001, 0.02, 1.3),
+            shimmer=call([s, p], 'Get shimmer (local)', 0, 0, 0.0001, 0.02, 1.3, 1.6),
+        )
+
+@register(
+    'egemaps',
+    unit='88 functionals, see their names',
+    better='',
+    low=-np.inf,
+    high=np.inf,
+    licence='opensmile: audEERING research licence, non-commercial',
+    packages=(('opensmile', install_line('eval-nc')),),
+    default=False,
+    validated='as published (Eyben et al. 2016)',
+)
 class EGeMaps:
     "eGeMAPSv02 functionals"
-    def __init__(self): import opensmile; self.smile = opensmile.Smile(opensmile.FeatureSet.eGeMAPSv02, opensmile.FeatureLevel.Functionals)
-    def __call__(self, u): return {k: float(v) for k, v in self.smile.process_signal(u.audio, SR).iloc[0].items()}
+
+    def __init__(self):
+        import opensmile
+        self.smile = opensmile.Smile(opensmile.FeatureSet.eGeMAPSv02, opensmile.FeatureLevel.Functionals)
+
+    def __call__(self, u):
+        return {k: float(v) for k, v in self.smile.process_signal(u.audio, SR).iloc[0].items()}
 
 # %% ../nbs/11_metrics.ipynb #99cddb63
 def lacks(m: Metric, u: Utterance) -> list[str]:
@@ -306,7 +538,12 @@ def spread(us: list[Utterance], few: int) -> set[int]:  # positions
     "At most `few` utterances of each system, evenly spread, the same positions in each; 0 means all"
     out = set()
     for s in dict.fromkeys(u.system for u in us):
-        i = [j for j, u in enumerate(us) if u.system == s]; out |= {i[int(k)] for k in np.linspace(0, len(i) - 1, min(few, len(i)))} if few else set(i)
+        i = [j for j, u in enumerate(us) if u.system == s]
+        out |= (
+            {i[int(k)] for k in np.linspace(0, len(i) - 1, min(few, len(i)))}
+            if few
+            else set(i)
+        )
     return out
 
 READY = defaultdict(list)                   # loaded metrics of this process that nobody uses now
@@ -325,10 +562,12 @@ def ready(name: str, download: bool, kw: dict):
     finally:
         free.append(metric)
 
-def measure_few(jobs: list[tuple], metrics: dict, download: bool, homes: list[str]) -> list[tuple]:  # (position, row, {metric: seconds})
+def measure_few(
+    jobs: list[tuple], metrics: dict, download: bool, homes: list[str]
+) -> list[tuple]:  # (position, row, {metric: seconds})
     "The metrics `(position, utterance, names)` asks for, on one thread"
-    for h in homes: importlib.import_module(h)                     # a fresh process knows no metric of later chapters
-    if 'torch' in sys.modules:         # joblib's own processes have one thread each
+    for h in homes: importlib.import_module(h)  # a fresh process knows no metric of later chapters
+    if 'torch' in sys.modules:  # joblib's own processes have one thread each
         sys.modules['torch'].set_num_threads(1)
     out = []
     for i, u, names in jobs:
@@ -340,21 +579,41 @@ def measure_few(jobs: list[tuple], metrics: dict, download: bool, homes: list[st
                 start = time.perf_counter()
                 v = metric(u)
                 took[k] = time.perf_counter() - start
-            row |= {k: v} if not isinstance(v, dict) else {f'{k}_{q}': w for q, w in v.items()} if METRICS[k].hub else v
+            row |= (
+                {k: v}
+                if not isinstance(v, dict)
+                else {f'{k}_{q}': w for q, w in v.items()}
+                if METRICS[k].hub
+                else v
+            )
         out.append((i, row, took))
     return out
 
-def measure(us: list[Utterance], metrics: dict[str, dict], jobs: int = 0, download: bool = False, few: bool = True, show: bool = True) -> tuple[list[dict],
-        dict]:  # (row per clip, facts per metric)
-    """Every metric in `metrics` (name to arguments) on every clip that has what it wants, on `jobs` threads, or in processes where a metric is
-    `locked` (0: one per core, fewer for few clips); slow ones on some clips of each system unless `few` is off; the figures of hub models carry the metric's name in front"""
+def measure(
+    us: list[Utterance],
+    metrics: dict[str, dict],
+    jobs: int = 0,
+    download: bool = False,
+    few: bool = True,
+    show: bool = True,
+) -> tuple[list[dict], dict]:  # (row per clip, facts per metric)
+    """Every metric in `metrics` (name to arguments) on every clip that has what it wants, on `jobs`
+    threads, or in processes where a metric is
+    `locked` (0: one per core, fewer for few clips); slow ones on some clips of each system unless `few` is
+    off; the figures of hub models carry the metric's name in front"""
     locked = any(METRICS[k].locked for k in metrics)
-    jobs = jobs or max(1, min(cores(), len(us)//(64 if locked else 16)))
+    jobs = jobs or max(1, min(cores(), len(us) // (64 if locked else 16)))
     for k in metrics:
-        if (s := status(k)) != 'available' and not (download and s.startswith('needs download')): raise Unavailable(f'{k} ({METRICS[k].licence}): {s}')
-    fit = {k: {i for i in spread(us, METRICS[k].few*few) if not lacks(METRICS[k], us[i])} for k in metrics}
+        if (s := status(k)) != 'available' and not (download and s.startswith('needs download')):
+            raise Unavailable(f'{k} ({METRICS[k].licence}): {s}')
+    fit = {
+        k: {i for i in spread(us, METRICS[k].few * few) if not lacks(METRICS[k], us[i])}
+        for k in metrics
+    }
     todo = [(i, u, [k for k in metrics if i in fit[k]]) for i, u in enumerate(us)]
-    n = min(16, -(-len(todo)//jobs)); chunks = [todo[i:i+n] for i in range(0, len(todo), n)]; rows, took = [{}]*len(us), {k: 0. for k in metrics}
+    n = min(16, -(-len(todo) // jobs))
+    chunks = [todo[i : i + n] for i in range(0, len(todo), n)]
+    rows, took = [{}] * len(us), {k: 0.0 for k in metrics}
     homes = sorted({METRICS[k].make.__module__ for k in metrics} - {'__main__'})
     with tqdm(total=len(us), desc='measure', unit='clip', disable=not show) as bar:
         import torch
@@ -366,14 +625,34 @@ def measure(us: list[Utterance], metrics: dict[str, dict], jobs: int = 0, downlo
                 bar.update()
                 took |= {k: took[k] + v for k, v in t.items()}
         torch.set_num_threads(threads)
-    if locked and jobs > 1:         # idle ones would hold up the end of this process for five minutes
+    if locked and jobs > 1:  # idle ones would hold up the end of this process for five minutes
         get_reusable_executor().shutdown(wait=False)
-    audio = {k: sum(len(us[i].audio) for i in v)/SR for k, v in fit.items()}
-    return rows, {k: dict(clips=len(v), skipped=(s := sum(bool(lacks(METRICS[k], u)) for u in us)), thinned=len(us) - len(v) - s,
-                          lacking=sorted({w for u in us for w in lacks(METRICS[k], u)}), cost=took[k]/audio[k] if audio[k] else None) for k, v in fit.items()}
+    audio = {k: sum(len(us[i].audio) for i in v) / SR for k, v in fit.items()}
+    return rows, {
+        k: dict(
+            clips=len(v),
+            skipped=(s := sum(bool(lacks(METRICS[k], u)) for u in us)),
+            thinned=len(us) - len(v) - s,
+            lacking=sorted({w for u in us for w in lacks(METRICS[k], u)}),
+            cost=took[k] / audio[k] if audio[k] else None,
+        )
+        for k, v in fit.items()
+    }
 
 # %% ../nbs/11_metrics.ipynb #07dc290f
 def registry() -> list[dict]:
     "A row per metric: what it is, unit, direction, range, licence, needs, validation, status"
-    return [dict(metric=m.name, what=m.what, unit=m.unit, better=m.better or 'describes', range=f'{m.low:g} to {m.high:g}', licence=m.licence,
-                 wants=', '.join(m.wants), validated=m.validated, status=status(m.name)) for m in METRICS.values()]
+    return [
+        dict(
+            metric=m.name,
+            what=m.what,
+            unit=m.unit,
+            better=m.better or 'describes',
+            range=f'{m.low:g} to {m.high:g}',
+            licence=m.licence,
+            wants=', '.join(m.wants),
+            validated=m.validated,
+            status=status(m.name),
+        )
+        for m in METRICS.values()
+    ]

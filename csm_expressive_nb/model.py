@@ -25,8 +25,13 @@ import csm_expressive_nb.codes                      # registers the embedded cod
 from .core import HUB, apply_umask, assets, atomic_write, limit_threads, read_json
 
 # %% ../nbs/05_model.ipynb #1249ec6b
-PRESETS = {'nano': 'shipped, 4 million parameters', 'csm-1b': 'sesame/csm-1b, gated', 'csm-1b-shape': 'random weights in the shape of csm-1b'}
-TAG = '~'        # a style mark between speaker and text: an adapter speaks its emotion there, and unmarked text stays neutral
+PRESETS = {
+    'nano': 'shipped, 4 million parameters',
+    'csm-1b': 'sesame/csm-1b, gated',
+    'csm-1b-shape': 'random weights in the shape of csm-1b',
+}
+# a style mark between speaker and text: an adapter speaks its emotion there, and unmarked text stays neutral
+TAG = '~'
 
 def emotion_tag(emotion: str) -> str:
     "The text tag of an emotion in the general stage, where one adapter speaks them all; neutral is untagged"
@@ -34,7 +39,8 @@ def emotion_tag(emotion: str) -> str:
 
 def load_csm(model: str = 'nano',       # preset, hub id, or local checkpoint folder
              device: str|None = None) -> tuple:  # (model, processor)
-    """A CSM checkpoint and its processor, checked; float32 with a float32 codec, on this process's GPU where there is one.
+    """A CSM checkpoint and its processor, checked; float32 with a float32 codec, on this process's GPU
+    where there is one.
 
     A name that is nothing of the three is a ValueError, a checkpoint that cannot be read an OSError."""
     limit_threads()
@@ -42,10 +48,15 @@ def load_csm(model: str = 'nano',       # preset, hub id, or local checkpoint fo
     where = str(assets('nano')) if model == 'nano' else HUB.get(model, model)
     on_hub = not Path(where).is_dir() and re.fullmatch(r'[\w.-]+/[\w.-]+', where)
     if model == 'csm-1b-shape':
-        m, p = CsmForConditionalGeneration(csm_config(p := load_csm('nano')[1])), p; m.tie_weights(); check_csm(m); return m.to(device).eval(), p
+        m, p = CsmForConditionalGeneration(csm_config(p := load_csm('nano')[1])), p
+        m.tie_weights()
+        check_csm(m)
+        return m.to(device).eval(), p
     if not on_hub and not Path(where).is_dir():
-        raise ValueError(f'model {model!r} is neither a preset ({", ".join(PRESETS)}) nor a local checkpoint folder nor '
-                         f'a hub id (owner/name)')
+        raise ValueError(
+            f'model {model!r} is neither a preset ({", ".join(PRESETS)}) nor a local checkpoint folder nor '
+            f'a hub id (owner/name)'
+        )
     try:
         m = CsmForConditionalGeneration.from_pretrained(where, dtype=torch.float32, use_safetensors=True)
         p = AutoProcessor.from_pretrained(where)
@@ -57,29 +68,40 @@ def explain_loading(where: str, on_hub: bool, error: OSError) -> str:
     "Why a checkpoint could not be loaded and what helps, in one line"
     reason = str(error).strip().splitlines()[0]
     if where in HUB.values():
-        help = ('The csm-1b weights are gated: accept the licence on the model page, run `hf auth login`, and be online '
-                'once.')
-    elif on_hub: help = 'It is no folder here, so it was taken for a hub id: check the name, and be online once.'
-    else: help = 'The folder is no whole checkpoint: config.json, safetensors and the processor belong in it.'
+        help = (
+            'The csm-1b weights are gated: accept the licence on the model page, run `hf auth login`, and '
+            'be online once.'
+        )
+    elif on_hub:
+        help = 'It is no folder here, so it was taken for a hub id: check the name, and be online once.'
+    else:
+        help = 'The folder is no whole checkpoint: config.json, safetensors and the processor belong in it.'
     return f'{where} could not be loaded. {help} Reason: {reason}'
 
 def check_csm(m: CsmForConditionalGeneration):
     "The three silent failures of CSM checkpoints as errors"
-    if m.backbone_model.embed_tokens.embed_audio_tokens.weight is not m.depth_decoder.model.embed_tokens.weight:
-        raise ValueError('the audio embeddings of backbone and depth decoder are not tied: outputs would be noise')
+    if (
+        m.backbone_model.embed_tokens.embed_audio_tokens.weight
+        is not m.depth_decoder.model.embed_tokens.weight
+    ):
+        raise ValueError(
+            'the audio embeddings of backbone and depth decoder are not tied: outputs would be noise'
+        )
     bad = {p.dtype for p in m.codec_model.parameters() if p.is_floating_point()} - {torch.float32}
-    if bad: raise ValueError(f'the codec is {bad}: codes change in reduced precision, keep it float32')
+    if bad:
+        raise ValueError(f'the codec is {bad}: codes change in reduced precision, keep it float32')
     k = getattr(m.config.codec_config, 'num_quantizers', None) or m.config.codec_config.num_codebooks
-    if m.config.num_codebooks > k: raise ValueError(f'the model wants {m.config.num_codebooks} codebooks, the codec has {k}')
+    if m.config.num_codebooks > k:
+        raise ValueError(f'the model wants {m.config.num_codebooks} codebooks, the codec has {k}')
 
 # %% ../nbs/05_model.ipynb #647d388c
-def save_csm(model: CsmForConditionalGeneration, processor, folder: str|Path, **kw) -> Path:
+def save_csm(model: CsmForConditionalGeneration, processor, folder: str | Path, **kw) -> Path:
     """`model` and `processor` (None: without) as an ordinary checkpoint that transformers 4.57 and 5 open.
 
     `kw` goes to `save_pretrained`. File modes are those of umask."""
     model.save_pretrained(folder, **kw)
     if processor is not None: processor.save_pretrained(folder)
-    f = Path(folder)/'config.json'
+    f = Path(folder) / 'config.json'
     config = read_json(f)
     for part in (config, config['depth_decoder_config']):
         part |= dict(tie_word_embeddings=False) | rope_settings(part.get('rope_parameters') or {})
@@ -87,7 +109,8 @@ def save_csm(model: CsmForConditionalGeneration, processor, folder: str|Path, **
     return apply_umask(folder)
 
 def rope_settings(rope: dict) -> dict:
-    "The rotary embedding of transformers 5 (`rope_parameters`) in the words of 4: `rope_theta` and `rope_scaling`"
+    """The rotary embedding of transformers 5 (`rope_parameters`) in the words of 4: `rope_theta` and
+    `rope_scaling`"""
     scaling = {k: v for k, v in rope.items() if k != 'rope_theta'}
     theta = {'rope_theta': rope['rope_theta']} if 'rope_theta' in rope else {}
     return theta | (dict(rope_scaling=scaling) if scaling.get('rope_type', 'default') != 'default' else {})
@@ -96,15 +119,27 @@ def rope_settings(rope: dict) -> dict:
 def text_ids(processor, text: str, role: int, tag: str = '') -> torch.LongTensor:  # [Tt]
     "`[role]text` as the checkpoint's own chat template writes it; `tag` goes between role and text"
     chat = [{'role': str(role), 'content': [{'type': 'text', 'text': tag + text}]}]
-    return torch.tensor(processor.tokenizer(processor.apply_chat_template(chat, tokenize=False), add_special_tokens=False)['input_ids'])
+    return torch.tensor(
+        processor.tokenizer(processor.apply_chat_template(chat, tokenize=False), add_special_tokens=False)[
+            'input_ids'
+        ]
+    )
 
-def embed_and_label(model, ids: torch.Tensor, codes: torch.Tensor, keep: torch.Tensor,   # [Tt], [Ta,K], [Ta+1] bool: frames with a depth loss
-                    history: torch.Tensor|None = None) -> tuple:                          # ([T,H], [T,K])
+def embed_and_label(
+    model,
+    ids: torch.Tensor,
+    codes: torch.Tensor,
+    keep: torch.Tensor,  # [Tt], [Ta,K], [Ta+1] bool: frames with a depth loss
+    history: torch.Tensor | None = None,
+) -> tuple:  # ([T,H], [T,K])
     "One turn; `history` replaces the codes on the input side only"
-    K = model.config.num_codebooks; eos = codes.new_full((1, K), model.config.codebook_eos_token_id)
-    frames = torch.cat([codes, eos]); seen = frames if history is None else torch.cat([history, eos])
+    K = model.config.num_codebooks
+    eos = codes.new_full((1, K), model.config.codebook_eos_token_id)
+    frames = torch.cat([codes, eos])
+    seen = frames if history is None else torch.cat([history, eos])
     emb = torch.cat([model.embed_text_tokens(ids), model.backbone_model.embed_tokens(seen[None])[0]])
-    lab = frames.clone(); lab[~keep, 1:] = -100
+    lab = frames.clone()
+    lab[~keep, 1:] = -100
     return emb, torch.cat([lab.new_full((len(ids), K), -100), lab])
 
 def forward_codes(model, embeds, labels, mask):
@@ -117,47 +152,89 @@ class Turn:
     "Text and sound of one turn, and what of it is trained"
     ids: torch.Tensor                   # [Tt]
     codes: torch.Tensor                 # [Ta,K]
-    keep: torch.Tensor|None = None      # [Ta+1] bool: frames with a depth loss, the EOS frame last; None: context, no loss
-    seen: torch.Tensor|None = None      # [Ta,K] codes on the input side, where they differ from the labels
+    # [Ta+1] bool: frames with a depth loss, the EOS frame last; None: context, no loss
+    keep: torch.Tensor | None = None
+    seen: torch.Tensor | None = None    # [Ta,K] codes on the input side, where they differ from the labels
     rehearsal: bool = False             # neutral speech of the base
-    teacher: dict|None = None           # what the base predicts of each frame, kept from before: ids, p `[Ta+1,K,n]`, entropy `[Ta+1,K]`
+    # what the base predicts of each frame, kept from before: ids, p `[Ta+1,K,n]`, entropy `[Ta+1,K]`
+    teacher: dict | None = None
     def __len__(self): return len(self.ids) + len(self.codes) + 1
 
 def rows_of(lengths: list[int]) -> list[list[int]]:
     "Conversations by row, longest first into the fullest row with room; a row holds twice the longest"
-    room, rows, used = 2*max(lengths), [], []
+    room, rows, used = 2 * max(lengths), [], []
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        r = max((r for r in range(len(rows)) if used[r] + lengths[i] <= room), key=lambda r: used[r], default=None)
-        if r is None: rows.append([]); used.append(0); r = len(rows) - 1
-        rows[r].append(i); used[r] += lengths[i]
+        r = max(
+            (r for r in range(len(rows)) if used[r] + lengths[i] <= room), key=lambda r: used[r], default=None
+        )
+        if r is None:
+            rows.append([])
+            used.append(0)
+            r = len(rows) - 1
+        rows[r].append(i)
+        used[r] += lengths[i]
     return rows
 
 # %% ../nbs/05_model.ipynb #a69d6091
 def pack(talks: list[list[Turn]], eos: int = 0) -> dict[str, torch.Tensor]:
-    """Conversations as one batch: `text` ids and `frames` [F,K] in order of appearance, `order` [B,L] (which of them stands where, 0 a blank), `talk` [B,L] (-1 blank),
-    `position` [B,L]; of the trained frames `target` [A] (the position before each, flat), `labels` [A,K], `owner` [A] (conversation), `depth` [N] (those with a depth loss), `old`, `old_depth` (of them, rehearsal), and `teacher_*` of the rehearsal frames where turns carry it"""
-    rows = rows_of([sum(map(len, t)) for t in talks]); L = max(sum(len(u) for i in r for u in talks[i]) for r in rows); B = len(rows)
+    """Conversations as one batch: `text` ids and `frames` [F,K] in order of appearance, `order` [B,L]
+    (which of them stands where, 0 a blank), `talk` [B,L] (-1 blank),
+    `position` [B,L]; of the trained frames `target` [A] (the position before each, flat), `labels` [A,K],
+    `owner` [A] (conversation), `depth` [N] (those with a depth loss), `old`, `old_depth` (of them,
+    rehearsal), and `teacher_*` of the rehearsal frames where turns carry it"""
+    rows = rows_of([sum(map(len, t)) for t in talks])
+    L = max(sum(len(u) for i in r for u in talks[i]) for r in rows)
+    B = len(rows)
     K = talks[0][0].codes.shape[1]
-    text = torch.cat([u.ids for r in rows for i in r for u in talks[i]]); end = torch.full((1, K), eos)
+    text = torch.cat([u.ids for r in rows for i in r for u in talks[i]])
+    end = torch.full((1, K), eos)
     frames, labels, target, owner, keep, old, taught = [], [], [], [], [], [], []
-    order, talk, position = torch.zeros(B, L, dtype=torch.long), torch.full((B, L), -1), torch.zeros(B, L, dtype=torch.long); t, f = 0, len(text)
+    order, talk, position = (
+        torch.zeros(B, L, dtype=torch.long),
+        torch.full((B, L), -1),
+        torch.zeros(B, L, dtype=torch.long),
+    )
+    t, f = 0, len(text)
     for b, r in enumerate(rows):
         at = 0
         for i in r:
             start = at
             for u in talks[i]:
-                a, n = at + len(u.ids), len(u.codes) + 1; order[b, at:a] = torch.arange(t, t + len(u.ids)) + 1; order[b, a:a+n] = torch.arange(f, f + n) + 1
+                a, n = at + len(u.ids), len(u.codes) + 1
+                order[b, at:a] = torch.arange(t, t + len(u.ids)) + 1
+                order[b, a : a + n] = torch.arange(f, f + n) + 1
                 t, f, at = t + len(u.ids), f + n, a + n
                 frames += [u.codes if u.seen is None else u.seen, end]
                 if u.keep is not None:
-                    labels += [u.codes, end]; target.append(torch.arange(a - 1, a + n - 1) + b*L); owner.append(torch.full((n,), i)); keep.append(u.keep)
-                    old.append(torch.full((n,), u.rehearsal)); taught += [u.teacher]*u.rehearsal
-            talk[b, start:at] = i; position[b, start:at] = torch.arange(at - start)
-    keep, old = torch.cat(keep), torch.cat(old); depth = keep.nonzero()[:, 0]
-    more = {f'teacher_{k}': torch.cat([t[k] for t in taught]) for k in taught[0]} if taught and all(taught) else {}
-    return dict(text=text, frames=torch.cat(frames), order=order, talk=talk, position=position, target=torch.cat(target), labels=torch.cat(labels),
-                owner=torch.cat(owner),
-                depth=depth, old=old.nonzero()[:, 0], old_depth=old[depth].nonzero()[:, 0], **more)
+                    labels += [u.codes, end]
+                    target.append(torch.arange(a - 1, a + n - 1) + b * L)
+                    owner.append(torch.full((n,), i))
+                    keep.append(u.keep)
+                    old.append(torch.full((n,), u.rehearsal))
+                    taught += [u.teacher] * u.rehearsal
+            talk[b, start:at] = i
+            position[b, start:at] = torch.arange(at - start)
+    keep, old = torch.cat(keep), torch.cat(old)
+    depth = keep.nonzero()[:, 0]
+    more = (
+        {f'teacher_{k}': torch.cat([t[k] for t in taught]) for k in taught[0]}
+        if taught and all(taught)
+        else {}
+    )
+    return dict(
+        text=text,
+        frames=torch.cat(frames),
+        order=order,
+        talk=talk,
+        position=position,
+        target=torch.cat(target),
+        labels=torch.cat(labels),
+        owner=torch.cat(owner),
+        depth=depth,
+        old=old.nonzero()[:, 0],
+        old_depth=old[depth].nonzero()[:, 0],
+        **more,
+    )
 
 # %% ../nbs/05_model.ipynb #3f4c76a8
 def base_of(model) -> CsmForConditionalGeneration:
@@ -165,81 +242,149 @@ def base_of(model) -> CsmForConditionalGeneration:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 def states(model, b: dict) -> tuple[torch.Tensor, torch.Tensor]:  # (backbone [A,H], depth decoder [N,K-1,h])
-    "Hidden states that predict codebook 0 of every trained frame, and the other codebooks of the depth frames"
+    """Hidden states that predict codebook 0 of every trained frame, and the other codebooks of the depth
+    frames"""
     # none drawn here: one stands in, so that every process does the same steps
-    m = base_of(model); table = m.backbone_model.embed_tokens; B, L = b['order'].shape; at = b['depth'] if len(b['depth']) else b['depth'].new_zeros(1)
+    m = base_of(model)
+    table = m.backbone_model.embed_tokens
+    B, L = b['order'].shape
+    at = b['depth'] if len(b['depth']) else b['depth'].new_zeros(1)
     labels = b['labels'][at]
-    x = torch.cat([m.embed_text_tokens(b['text']).new_zeros(1, m.config.hidden_size), m.embed_text_tokens(b['text']), table(b['frames'][None])[0]])[b['order']]
-    near = (b['talk'][:, :, None] == b['talk'][:, None]) & torch.ones(L, L, dtype=torch.bool, device=x.device).tril()
-    h = m.backbone_model(inputs_embeds=x, attention_mask=near[:, None], position_ids=b['position'], use_cache=False).last_hidden_state.reshape(B*L,
-        -1)[b['target']]
-    d = m.depth_decoder.model; e = d.embed_tokens(labels[:, :-1] + table.audio_tokens_offsets[:-1])
-    return h, d(inputs_embeds=torch.cat([h[at][:, None].to(e.dtype), e], 1), use_cache=False).last_hidden_state[:len(b['depth']), 1:]
+    x = torch.cat(
+        [
+            m.embed_text_tokens(b['text']).new_zeros(1, m.config.hidden_size),
+            m.embed_text_tokens(b['text']),
+            table(b['frames'][None])[0],
+        ]
+    )[b['order']]
+    near = (b['talk'][:, :, None] == b['talk'][:, None]) & torch.ones(
+        L, L, dtype=torch.bool, device=x.device
+    ).tril()
+    h = m.backbone_model(
+        inputs_embeds=x, attention_mask=near[:, None], position_ids=b['position'], use_cache=False
+    ).last_hidden_state.reshape(B * L, -1)[b['target']]
+    d = m.depth_decoder.model
+    e = d.embed_tokens(labels[:, :-1] + table.audio_tokens_offsets[:-1])
+    return h, d(
+        inputs_embeds=torch.cat([h[at][:, None].to(e.dtype), e], 1), use_cache=False
+    ).last_hidden_state[: len(b['depth']), 1:]
 
 def heads(model) -> tuple[torch.Tensor, torch.Tensor]:  # ([1,H,V], [K-1,h,V])
     "Weights of the output heads of backbone and depth decoder"
-    m = base_of(model); return m.lm_head.weight.T[None], m.depth_decoder.codebooks_head.weight
+    m = base_of(model)
+    return m.lm_head.weight.T[None], m.depth_decoder.codebooks_head.weight
 
 def logits(model, h: torch.Tensor, d: torch.Tensor) -> list[torch.Tensor]:  # K of [N,V]
     "Logits of every codebook from hidden states (see `states`), one codebook after another"
-    w0, w = heads(model); return [h @ w0[0], *[d[:, k] @ w[k] for k in range(w.shape[0])]]
+    w0, w = heads(model)
+    return [h @ w0[0], *[d[:, k] @ w[k] for k in range(w.shape[0])]]
 
 # %% ../nbs/05_model.ipynb #d5fc2b3a
 class HeadNll(torch.autograd.Function):
     "Cross-entropy of `h` [N,K,H] under heads `W` [K,H,V], one codebook at a time; logits are never kept"
+
     @staticmethod
     def forward(ctx, h, W, labels):  # labels [N,K] -> nll [N,K] in nats
-        ctx.dtype = torch.get_autocast_dtype(h.device.type) if torch.is_autocast_enabled(h.device.type) else h.dtype; nll = []
+        ctx.dtype = (
+            torch.get_autocast_dtype(h.device.type) if torch.is_autocast_enabled(h.device.type) else h.dtype
+        )
+        nll = []
         grad = torch.empty_like(h) if h.requires_grad else None
         with torch.autocast(h.device.type, enabled=False):
             for k in range(W.shape[0]):
-                w = W[k].to(ctx.dtype); lp = (h[:, k].to(ctx.dtype) @ w).float().log_softmax(-1); nll.append(-lp.gather(1, labels[:, k:k+1]))
+                w = W[k].to(ctx.dtype)
+                lp = (h[:, k].to(ctx.dtype) @ w).float().log_softmax(-1)
+                nll.append(-lp.gather(1, labels[:, k : k + 1]))
                 if grad is not None:
-                    p = lp.exp_().scatter_add_(1, labels[:, k:k+1], lp.new_full((len(lp), 1), -1.)); grad[:, k] = (p.to(ctx.dtype) @ w.T).to(grad.dtype)
-        ctx.save_for_backward(grad, *((h, W, labels) if W.requires_grad else ())); return torch.cat(nll, 1)
+                    p = lp.exp_().scatter_add_(1, labels[:, k : k + 1], lp.new_full((len(lp), 1), -1.0))
+                    grad[:, k] = (p.to(ctx.dtype) @ w.T).to(grad.dtype)
+        ctx.save_for_backward(grad, *((h, W, labels) if W.requires_grad else ()))
+        return torch.cat(nll, 1)
+
     @staticmethod
     def backward(ctx, g):
-        grad, *full = ctx.saved_tensors; dW = None
+        grad, *full = ctx.saved_tensors
+        dW = None
         if full:
-            h, W, labels = full; dW = torch.empty_like(W)
+            h, W, labels = full
+            dW = torch.empty_like(W)
             for k in range(W.shape[0]):
-                x = h[:, k].to(ctx.dtype); p = (x @ W[k].to(ctx.dtype)).float().softmax(-1)
-                p = p.scatter_add_(1, labels[:, k:k+1], p.new_full((len(p), 1), -1.))*g[:, k:k+1]; dW[k] = (x.T @ p.to(ctx.dtype)).to(dW.dtype)
-        return None if grad is None else grad*g[..., None], dW, None
+                x = h[:, k].to(ctx.dtype)
+                p = (x @ W[k].to(ctx.dtype)).float().softmax(-1)
+                p = (
+                    p.scatter_add_(
+                        1, labels[:, k : k + 1], p.new_full((len(p), 1), -1.0)
+                    )
+                    * g[:, k : k + 1]
+                )
+                dW[k] = (x.T @ p.to(ctx.dtype)).to(dW.dtype)
+        return None if grad is None else grad * g[..., None], dW, None
 
-def codebook_nll(model, b: dict) -> tuple[torch.Tensor, torch.Tensor]:  # ([A] codebook 0, [N,K-1] the others), nats
+def codebook_nll(
+    model, b: dict
+) -> tuple[torch.Tensor, torch.Tensor]:  # ([A] codebook 0, [N,K-1] the others), nats
     "Negative log-likelihood of every trained frame of a packed batch"
     (h, d), (w0, w) = states(model, b), heads(model)
-    return HeadNll.apply(h[:, None], w0, b['labels'][:, :1])[:, 0], HeadNll.apply(d, w, b['labels'][b['depth'], 1:])
+    return HeadNll.apply(h[:, None], w0, b['labels'][:, :1])[:, 0], HeadNll.apply(
+        d, w, b['labels'][b['depth'], 1:]
+    )
 
 # %% ../nbs/05_model.ipynb #174e584f
 def padded(model, talks: list[list[Turn]], side: str = 'right') -> tuple:  # ([B,T,H], [B,T,K], [B,T])
     "The same conversations the library's way: embeddings, labels and mask, padded on one side"
-    pairs, m = [], base_of(model); keep = lambda u: torch.zeros(len(u.codes) + 1, dtype=torch.bool) if u.keep is None else u.keep
+    pairs, m = [], base_of(model)
+    keep = lambda u: torch.zeros(len(u.codes) + 1, dtype=torch.bool) if u.keep is None else u.keep
     for t in talks:
-        e, l = zip(*(embed_and_label(m, u.ids, u.codes, keep(u), u.seen) for u in t)); l = [x.fill_(-100) if u.keep is None else x for x, u in zip(l, t)]
+        e, l = zip(*(embed_and_label(m, u.ids, u.codes, keep(u), u.seen) for u in t))
+        l = [x.fill_(-100) if u.keep is None else x for x, u in zip(l, t)]
         pairs.append((torch.cat(e), torch.cat(l)))
-    T = max(len(e) for e, _ in pairs); gap = lambda n: (0, T - n) if side == 'right' else (T - n, 0)
-    return (torch.stack([F.pad(e, (0, 0, *gap(len(e)))) for e, _ in pairs]), torch.stack([F.pad(l, (0, 0, *gap(len(l))), value=-100) for _, l in pairs]),
-            torch.stack([F.pad(torch.ones(len(e)), gap(len(e))) for e, _ in pairs]))
+    T = max(len(e) for e, _ in pairs)
+    gap = lambda n: (0, T - n) if side == 'right' else (T - n, 0)
+    return (
+        torch.stack([F.pad(e, (0, 0, *gap(len(e)))) for e, _ in pairs]),
+        torch.stack([F.pad(l, (0, 0, *gap(len(l))), value=-100) for _, l in pairs]),
+        torch.stack([F.pad(torch.ones(len(e)), gap(len(e))) for e, _ in pairs]),
+    )
 
 # %% ../nbs/05_model.ipynb #4dcc72ff
 PROJECTIONS = 'q_proj k_proj v_proj o_proj gate_proj up_proj down_proj'.split()
 PARTS = dict(backbone=r'backbone_model', depth=r'depth_decoder\.model')
 
-def lora_config(rank: int = 16, depth_rank: int|None = None, alpha: float = 2., dropout: float = 0., targets: list[str] = PROJECTIONS) -> LoraConfig:
-    """LoRA (Hu et al. 2021) of `rank` on the backbone and `depth_rank` (None: the same, 0: none) on the depth decoder; scale `alpha`, i.e. lora_alpha = `alpha`
+def lora_config(
+    rank: int = 16,
+    depth_rank: int | None = None,
+    alpha: float = 2.0,
+    dropout: float = 0.0,
+    targets: list[str] = PROJECTIONS,
+) -> LoraConfig:
+    """LoRA (Hu et al. 2021) of `rank` on the backbone and `depth_rank` (None: the same, 0: none) on the
+    depth decoder; scale `alpha`, i.e. lora_alpha = `alpha`
     x rank"""
-    ranks = dict(backbone=rank, depth=rank if depth_rank is None else depth_rank); on = [k for k, r in ranks.items() if r]
+    ranks = dict(backbone=rank, depth=rank if depth_rank is None else depth_rank)
+    on = [k for k, r in ranks.items() if r]
     if not on: raise ValueError('rank and depth_rank are both 0: nothing to train')
-    if bad := set(targets) - set(PROJECTIONS): raise ValueError(f'unknown targets {sorted(bad)}: choose among {", ".join(PROJECTIONS)}')
-    top = ranks[on[0]]; part = rf'{PARTS["depth"]}\..*'; own = {part: ranks['depth']} if len(on) == 2 and ranks['depth'] != top else {}
-    return LoraConfig(r=top, lora_alpha=alpha*top, lora_dropout=dropout, rank_pattern=own, alpha_pattern={k: alpha*v for k, v in own.items()},
-                      target_modules=rf'({"|".join(PARTS[k] for k in on)})\..*(self_attn|mlp)\.({"|".join(targets)})')
+    if bad := set(targets) - set(PROJECTIONS):
+        raise ValueError(f'unknown targets {sorted(bad)}: choose among {", ".join(PROJECTIONS)}')
+    top = ranks[on[0]]
+    part = rf'{PARTS["depth"]}\..*'
+    own = {part: ranks['depth']} if len(on) == 2 and ranks['depth'] != top else {}
+    return LoraConfig(
+        r=top,
+        lora_alpha=alpha * top,
+        lora_dropout=dropout,
+        rank_pattern=own,
+        alpha_pattern={k: alpha * v for k, v in own.items()},
+        target_modules=rf'({"|".join(PARTS[k] for k in on)})\..*(self_attn|mlp)\.({"|".join(targets)})',
+    )
 
-def add_lora(model: CsmForConditionalGeneration, rank: int = 16, dropout: float = 0., seed: int = 0, **kw) -> PeftModel:
+def add_lora(
+    model: CsmForConditionalGeneration, rank: int = 16, dropout: float = 0.0, seed: int = 0, **kw
+) -> PeftModel:
     "Wrap `model` (in place) with a fresh LoRA adapter, see `lora_config`"
-    torch.manual_seed(seed); p = get_peft_model(model, lora_config(rank, dropout=dropout, **kw)); check_csm(p.get_base_model()); return p
+    torch.manual_seed(seed)
+    p = get_peft_model(model, lora_config(rank, dropout=dropout, **kw))
+    check_csm(p.get_base_model())
+    return p
 
 def trainable(model) -> dict:
     "Parameters that are trained, by name"
@@ -248,49 +393,69 @@ def trainable(model) -> dict:
 def weights_hash(model) -> str:
     "SHA-256 of the base's weights, the same with an adapter in place and without"
     h = hashlib.sha256()
-    for n, p in sorted((n.replace('.base_layer.', '.'), p) for n, p in base_of(model).state_dict().items() if 'lora_' not in n):
-        h.update(n.encode()); h.update(p.detach().cpu().contiguous().view(torch.uint8).numpy())
+    for n, p in sorted(
+        (n.replace('.base_layer.', '.'), p)
+        for n, p in base_of(model).state_dict().items()
+        if 'lora_' not in n
+    ):
+        h.update(n.encode())
+        h.update(p.detach().cpu().contiguous().view(torch.uint8).numpy())
     return h.hexdigest()
 
 # %% ../nbs/05_model.ipynb #303ebb8e
 def base_name(model: str, base: str = '') -> str:
-    "What an adapter calls the model below it: a preset, a hub id, or the last part of a folder; no path of this machine"
+    """What an adapter calls the model below it: a preset, a hub id, or the last part of a folder; no path
+    of this machine"""
     name = HUB.get(model, model if re.fullmatch(r'[\w.-]+/[\w.-]+', model) else Path(model).name)
     return f'{name} with {Path(base).name}' if base else name
 
-def save_adapter(lora: PeftModel, folder: str|Path, name: str, **kw) -> Path:
+def save_adapter(lora: PeftModel, folder: str | Path, name: str, **kw) -> Path:
     """The adapter in peft's own format, for the base `name`; `kw` goes to `save_pretrained`.
 
-    peft would write the folder the base was loaded from, a path of this machine. It does not need it: an adapter is
+    peft would write the folder the base was loaded from, a path of this machine. It does not need it: an
+    adapter is
     opened on a base that is there."""
     config = lora.peft_config['default']
     where = config.base_model_name_or_path
     config.base_model_name_or_path = name
-    try: lora.save_pretrained(folder, save_embedding_layers=False, **kw)
+    try:
+        lora.save_pretrained(folder, save_embedding_layers=False, **kw)
     finally: config.base_model_name_or_path = where
-    card = Path(folder)/'README.md'
-    if where and card.exists(): atomic_write(card, card.read_text(encoding='utf-8').replace(where, name))
+    card = Path(folder) / 'README.md'
+    if where and card.exists():
+        atomic_write(card, card.read_text(encoding='utf-8').replace(where, name))
     return apply_umask(folder)
 
-def load_adapter(model: CsmForConditionalGeneration, folder: str|Path) -> PeftModel:
-    "`model` (wrapped in place) with the adapter of `folder`; a missing, renamed or misshapen tensor is an error"
-    f = Path(folder)/'adapter_model.safetensors'
-    if not f.exists(): raise FileNotFoundError(f'{f} does not exist: name the folder `adapter` of a finished run')
+def load_adapter(model: CsmForConditionalGeneration, folder: str | Path) -> PeftModel:
+    """`model` (wrapped in place) with the adapter of `folder`; a missing, renamed or misshapen tensor is
+    an error"""
+    f = Path(folder) / 'adapter_model.safetensors'
+    if not f.exists():
+        raise FileNotFoundError(f'{f} does not exist: name the folder `adapter` of a finished run')
     got = {k: v.shape for k, v in load_file(f).items()}
-    try: p = PeftModel.from_pretrained(model, str(folder))
-    except RuntimeError as e: raise ValueError(f'{f} does not fit this model: {str(e).strip().splitlines()[-1].strip()}') from None
+    try:
+        p = PeftModel.from_pretrained(model, str(folder))
+    except RuntimeError as e:
+        raise ValueError(f'{f} does not fit this model: {str(e).strip().splitlines()[-1].strip()}') from None
     want = {k: v.shape for k, v in get_peft_model_state_dict(p, save_embedding_layers=False).items()}
     if bad := sorted(k for k in got.keys() | want.keys() if got.get(k) != want.get(k)):
-        raise ValueError(f'{f} does not fit this model: {len(bad)} tensors differ, first {bad[0]} ({tuple(got.get(bad[0], ()))} in the file, '
-                         f'{tuple(want.get(bad[0], ()))} wanted)')
-    check_csm(base_of(p)); return p.eval()
+        raise ValueError(
+            f'{f} does not fit this model: {len(bad)} tensors differ, first {bad[0]} '
+            f'({tuple(got.get(bad[0], ()))} in the file, {tuple(want.get(bad[0], ()))} wanted)'
+        )
+    check_csm(base_of(p))
+    return p.eval()
 
 @contextmanager
 def scaled(lora: PeftModel, s: float):
-    "Inside, the adapter is turned to `s` times its strength: 0 is the base, 1 as trained, more is extrapolation"
-    layers = [m for m in lora.modules() if hasattr(m, 'lora_A')]; old = [dict(m.scaling) for m in layers]
-    for m in layers: m.scaling = {k: v*s for k, v in m.scaling.items()}
-    try: yield
+    """Inside, the adapter is turned to `s` times its strength: 0 is the base, 1 as trained, more is
+    extrapolation"""
+    layers = [m for m in lora.modules() if hasattr(m, 'lora_A')]
+    old = [dict(m.scaling) for m in layers]
+    for m in layers:
+        m.scaling = {k: v * s for k, v in m.scaling.items()}
+    try:
+        yield
     finally:
         for m, v in zip(layers, old): m.scaling = v
 
@@ -303,8 +468,11 @@ def unfreeze(model: CsmForConditionalGeneration) -> CsmForConditionalGeneration:
 def checkpointing(model, on: bool = True):
     "Gradient checkpointing that works with LoRA: non-reentrant, without gradients for the inputs"
     m = base_of(model)
-    if not on: m.gradient_checkpointing_disable(); return
-    m.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False)); m.disable_input_require_grads()
+    if not on:
+        m.gradient_checkpointing_disable()
+        return
+    m.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
+    m.disable_input_require_grads()
 
 def reduce_precision(model):
     "Frozen weights to bfloat16; trained ones and the codec stay float32"
@@ -313,31 +481,86 @@ def reduce_precision(model):
 
 # %% ../nbs/05_model.ipynb #591aaeb5
 @torch.no_grad()
-def nll(model, b: dict) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # (sum [K], frames [K], mean of codebook 0 per conversation)
+def nll(
+    model, b: dict
+) -> tuple[
+    torch.Tensor, torch.Tensor, torch.Tensor
+]:  # (sum [K], frames [K], mean of codebook 0 per conversation)
     "Negative log-likelihood of a packed batch, summed per codebook, with its number of frames"
-    c0, d = codebook_nll(model, b); n = b['owner'].bincount()
-    return torch.cat([c0.sum()[None], d.sum(0)]), torch.tensor([len(c0), *[len(d)]*d.shape[1]], device=d.device), torch.zeros(len(n),
-        device=d.device).index_add_(0, b['owner'], c0)/n
+    c0, d = codebook_nll(model, b)
+    n = b['owner'].bincount()
+    return (
+        torch.cat([c0.sum()[None], d.sum(0)]),
+        torch.tensor([len(c0), *[len(d)] * d.shape[1]], device=d.device),
+        torch.zeros(len(n), device=d.device).index_add_(0, b['owner'], c0) / n,
+    )
 
 # %% ../nbs/05_model.ipynb #e009bf86
-TINY = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16)
-TINY_DEPTH = dict(backbone_hidden_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8)
-TINY_CODEC = dict(model_type='mimi', hidden_size=32, num_filters=4, num_residual_layers=1, codebook_size=2048, codebook_dim=16,
-                  vector_quantization_hidden_dimension=16, num_quantizers=32,
-                  num_semantic_quantizers=1, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=4, head_dim=8,
-                  upsample_groups=32, sliding_window=50)
+TINY = dict(
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+)
+TINY_DEPTH = dict(
+    backbone_hidden_size=64,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+)
+TINY_CODEC = dict(
+    model_type='mimi',
+    hidden_size=32,
+    num_filters=4,
+    num_residual_layers=1,
+    codebook_size=2048,
+    codebook_dim=16,
+    vector_quantization_hidden_dimension=16,
+    num_quantizers=32,
+    num_semantic_quantizers=1,
+    intermediate_size=64,
+    num_hidden_layers=1,
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    head_dim=8,
+    upsample_groups=32,
+    sliding_window=50,
+)
 
-def csm_config(processor, depth: dict|None = None, codec: dict|None = None, **widths) -> CsmConfig:
-    "CSM-1B's configuration (the defaults of transformers), other `widths` where given, with the special ids of `processor`"
+def csm_config(processor, depth: dict | None = None, codec: dict | None = None, **widths) -> CsmConfig:
+    """CSM-1B's configuration (the defaults of transformers), other `widths` where given, with the special
+    ids of `processor`"""
     tok, c = processor.tokenizer, CsmConfig()
-    ids = {k: tok.convert_tokens_to_ids(t)
-           for k, t in dict(audio_token_id='<|AUDIO|>', audio_eos_token_id='<|audio_eos|>', pad_token_id=tok.pad_token, bos_token_id=tok.bos_token,
-                            eos_token_id=tok.eos_token).items()}
-    return CsmConfig(**ids | dict(depth_decoder_config=c.depth_decoder_config.to_dict() | (depth or {}), codec_config=codec or c.codec_config.to_dict(),
-                                  **widths))
+    ids = {
+        k: tok.convert_tokens_to_ids(t)
+        for k, t in dict(
+            audio_token_id='<|AUDIO|>',
+            audio_eos_token_id='<|audio_eos|>',
+            pad_token_id=tok.pad_token,
+            bos_token_id=tok.bos_token,
+            eos_token_id=tok.eos_token,
+        ).items()
+    }
+    return CsmConfig(
+        **ids
+        | dict(
+            depth_decoder_config=c.depth_decoder_config.to_dict() | (depth or {}),
+            codec_config=codec or c.codec_config.to_dict(),
+            **widths,
+        )
+    )
 
-def tiny_csm(folder: str|Path, seed: int = 0) -> Path:
+def tiny_csm(folder: str | Path, seed: int = 0) -> Path:
     "A random-weight checkpoint of CSM-1B's true classes and layout, with tiny widths, saved in `folder`"
-    nano, proc = load_csm('nano'); torch.manual_seed(seed)
-    m = CsmForConditionalGeneration(csm_config(proc, TINY_DEPTH, TINY_CODEC, text_vocab_size=nano.config.text_vocab_size, **TINY)); m.tie_weights()
+    nano, proc = load_csm('nano')
+    torch.manual_seed(seed)
+    m = CsmForConditionalGeneration(
+        csm_config(proc, TINY_DEPTH, TINY_CODEC, text_vocab_size=nano.config.text_vocab_size, **TINY)
+    )
+    m.tie_weights()
     return save_csm(m, proc, folder, max_shard_size='2MB')

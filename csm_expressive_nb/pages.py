@@ -29,7 +29,9 @@ ENV = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, 
 GRID = '''{% if rows %}<div class="wide"><table><tr>{% for k in rows[0] %}<th>{{ k }}</th>{% endfor %}</tr>
 {% for r in rows %}<tr>{% for v in r.values() %}<td>{{ v }}</td>{% endfor %}</tr>
 {% endfor %}</table></div>{% endif %}'''
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' file: data:; media-src 'self' file: data:"
+POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' file: data:; media-src 'self' file: data:"
+)
 PAGE = '''<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{{ policy }}"><title>{{ title }}</title><style>{{ sheet }}</style></head><body><h1>{{ title }}</h1>
 {{ body }}</body></html>
@@ -51,6 +53,8 @@ def picture(src: str, alt: str) -> Markup:
     "A figure beside the page; `alt` says what it shows"
     return render('<p><img src="{{ src }}" alt="{{ alt }}"></p>', src=src, alt=alt)
 
-def page(path: str|Path, title: str, template: str, **values) -> Path:
+def page(path: str | Path, title: str, template: str, **values) -> Path:
     "Write a page that needs no network: heading, then the filled-in `template`"
-    return atomic_write(path, render(PAGE, title=title, policy=POLICY, sheet=Markup(SHEET), body=render(template, **values)))
+    return atomic_write(
+        path, render(PAGE, title=title, policy=POLICY, sheet=Markup(SHEET), body=render(template, **values))
+    )

@@ -17,7 +17,16 @@ from transformers import CsmConfig, CsmForConditionalGeneration
 
 from .core import assets
 from .dataset import dataset_of
-from .model import PRESETS, Turn, csm_config, emotion_tag, load_csm, pack, text_ids, trainable
+from csm_expressive_nb.model import (
+    PRESETS,
+    Turn,
+    csm_config,
+    emotion_tag,
+    load_csm,
+    pack,
+    text_ids,
+    trainable,
+)
 from .batches import Item, counts, micro_batches
 from .training import FRAME, Objective, optimizer, prepare_model, sampler_of
 from .continual import neutral_codes, terms
@@ -25,28 +34,51 @@ from .continual import neutral_codes, terms
 # %% ../nbs/16_plan.ipynb #29dc6a90
 class Alive(TorchDispatchMode):
     "Bytes of all storages made or shown under this mode that are still alive (`now`), and their `peak`"
+
     def __init__(self):
-        super().__init__(); self.now = self.peak = 0; self.size = {}; gc.freeze()                   # collections below then look at new objects only
+        # collections below then look at new objects only
+        super().__init__()
+        self.now = self.peak = 0
+        self.size = {}
+        gc.freeze()
+
     def track(self, t: torch.Tensor):
-        s = t.untyped_storage(); k = s._cdata
+        s = t.untyped_storage()
+        k = s._cdata
         if k in self.size: return
-        self.size[k] = s.nbytes(); self.now += s.nbytes(); weakref.finalize(s, self.gone, k)
+        self.size[k] = s.nbytes()
+        self.now += s.nbytes()
+        weakref.finalize(s, self.gone, k)
         # fake tensors lie in cycles, which are not memory
-        if self.now > 1.005*self.peak: gc.collect()
+        if self.now > 1.005 * self.peak: gc.collect()
         self.peak = max(self.peak, self.now)
+
     def gone(self, k): self.now -= self.size.pop(k, 0)
+
     def __torch_dispatch__(self, f, types, args=(), kwargs=None):
-        out = f(*args, **(kwargs or {})); [self.track(t) for t in tree_iter(out) if isinstance(t, torch.Tensor)]; return out
+        out = f(*args, **(kwargs or {}))
+        for t in tree_iter(out):
+            if isinstance(t, torch.Tensor):
+                self.track(t)
+        return out
 
 # %% ../nbs/16_plan.ipynb #6cbef145
 def config_of(model: str) -> CsmConfig:
-    "Configuration of a preset or a local checkpoint; that of csm-1b is transformers' default, so no network is needed"
-    return csm_config(load_csm('nano')[1]) if model.startswith('csm-1b') else CsmConfig.from_pretrained(assets('nano') if model in PRESETS else model)
+    """Configuration of a preset or a local checkpoint; that of csm-1b is transformers' default, so no
+    network is needed"""
+    return (
+        csm_config(load_csm('nano')[1])
+        if model.startswith('csm-1b')
+        else CsmConfig.from_pretrained(assets('nano') if model in PRESETS else model)
+    )
 
 def skeleton(cfg, fake: FakeTensorMode):
     "The model of `cfg`, prepared for training as the loop does it, with fake tensors for parameters"
     config = config_of(cfg.model)
-    with torch.device('meta'): m = CsmForConditionalGeneration(config); m.tie_weights(); m = prepare_model(m, cfg.model_copy(update=dict(compile=False)))
+    with torch.device('meta'):
+        m = CsmForConditionalGeneration(config)
+        m.tie_weights()
+        m = prepare_model(m, cfg.model_copy(update=dict(compile=False)))
     done = {}
     for mod in m.modules():
         for d in (mod._parameters, mod._buffers):
@@ -54,74 +86,171 @@ def skeleton(cfg, fake: FakeTensorMode):
                 if p is None: continue
                 if id(p) not in done:
                     with fake: q = torch.empty(p.shape, dtype=p.dtype, device='cpu')
-                    done[id(p)] = (torch.nn.Parameter(q, requires_grad=p.requires_grad) if isinstance(p, torch.nn.Parameter) else q, p)
+                    done[id(p)] = (
+                        torch.nn.Parameter(q, requires_grad=p.requires_grad)
+                        if isinstance(p, torch.nn.Parameter)
+                        else q,
+                        p,
+                    )
                 d[k] = done[id(p)][0]
     return m
 
 def update_cost(cfg, talks: list[list[Turn]]) -> dict:  # bytes and FLOP
-    "Memory of training on the micro-batch `talks`, and its floating-point operations: one whole update on fake tensors, AdamW included"
-    fake = FakeTensorMode(allow_non_fake_inputs=True); m = skeleton(cfg, fake); obj = Objective(m, cfg, terms(cfg)).train(); opt = optimizer(m, cfg)
-    b, n = pack(talks), counts(talks); alive, flops = Alive(), FlopCounterMode(display=False)
+    """Memory of training on the micro-batch `talks`, and its floating-point operations: one whole update
+    on fake tensors, AdamW included"""
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    m = skeleton(cfg, fake)
+    obj = Objective(m, cfg, terms(cfg)).train()
+    opt = optimizer(m, cfg)
+    b, n = pack(talks), counts(talks)
+    alive, flops = Alive(), FlopCounterMode(display=False)
     with fake, alive:
-        [alive.track(p) for p in (*m.parameters(), *m.buffers())]; weights = alive.now; b = {k: fake.from_tensor(v) for k, v in b.items()}
-        with flops: loss, _ = obj(b, n); after = alive.now; loss.backward()
-        opt.step(); kept = alive.now; opt.zero_grad(); del loss
-    return dict(weights=weights, activations=after - weights, optimizer=kept - weights, peak=alive.peak + sum(p.numel()*8 for p in trainable(m).values()),
-                flop=flops.get_total_flops(), trained=sum(p.numel() for p in trainable(m).values()), parameters=sum(p.numel() for p in m.parameters()))
+        for p in (*m.parameters(), *m.buffers()):
+            alive.track(p)
+        weights = alive.now
+        b = {k: fake.from_tensor(v) for k, v in b.items()}
+        with flops:
+            loss, _ = obj(b, n)
+            after = alive.now
+            loss.backward()
+        opt.step()
+        kept = alive.now
+        opt.zero_grad()
+        del loss
+    return dict(
+        weights=weights,
+        activations=after - weights,
+        optimizer=kept - weights,
+        peak=alive.peak + sum(p.numel() * 8 for p in trainable(m).values()),
+        flop=flops.get_total_flops(),
+        trained=sum(p.numel() for p in trainable(m).values()),
+        parameters=sum(p.numel() for p in m.parameters()),
+    )
 
 # %% ../nbs/16_plan.ipynb #912fdf93
 def outline(cfg, emotions: list[str]) -> tuple[list[Item], list[Item], dict]:
     "Items of the right lengths without contents: target, rehearsal, context turns by speaker"
     ds, proc, K = dataset_of(cfg.source), load_csm('nano')[1], config_of(cfg.model).num_codebooks
-    item = lambda text, n, **k: Item(text_ids(proc, text, 1, ''), [torch.zeros(n, K, dtype=torch.long)], text=text, **k)
-    of = lambda es: [item(emotion_tag(c.emotion) + c.text, max(1, round(c.duration/FRAME)), weight=c.weight, speaker=f'{c.corpus}/{c.speaker}')
-                     for c in ds.select(split='train') if c.text and c.emotion in es]
+    item = lambda text, n, **k: Item(
+        text_ids(proc, text, 1, ''), [torch.zeros(n, K, dtype=torch.long)], text=text, **k
+    )
+    of = lambda es: [
+        item(
+            emotion_tag(c.emotion) + c.text,
+            max(1, round(c.duration / FRAME)),
+            weight=c.weight,
+            speaker=f'{c.corpus}/{c.speaker}',
+        )
+        for c in ds.select(split='train')
+        if c.text and c.emotion in es
+    ]
     # another model speaks its own 48
-    near, (texts, _, codes) = of(['neutral']), neutral_codes('rehearsal'); target = of(emotions); some = None if cfg.model == 'nano' else 48
-    if not target: raise ValueError(f'{ds.folder} has no training clip with text of {", ".join(emotions)}')
+    near, (texts, _, codes) = of(['neutral']), neutral_codes('rehearsal')
+    target = of(emotions)
+    some = None if cfg.model == 'nano' else 48
+    if not target:
+        raise ValueError(f'{ds.folder} has no training clip with text of {", ".join(emotions)}')
     n = cfg.distillation_cache
-    kept = lambda t: dict(ids=torch.zeros(t + 1, K, n, dtype=torch.int16), p=torch.ones(t + 1, K, n).half(), entropy=torch.zeros(t + 1, K)) if n else None
-    return target, [item(t, len(c), rehearsal=True, teacher=kept(len(c)))
-                    for t, c in zip(texts[:some], codes)] if cfg.rehearsal else [], {s: [i for i in near if i.speaker == s] for s in {i.speaker for i in near}}
+    kept = lambda t: (
+        dict(
+            ids=torch.zeros(t + 1, K, n, dtype=torch.int16),
+            p=torch.ones(t + 1, K, n).half(),
+            entropy=torch.zeros(t + 1, K),
+        )
+        if n
+        else None
+    )
+    return (
+        target,
+        [item(t, len(c), rehearsal=True, teacher=kept(len(c))) for t, c in zip(texts[:some], codes)]
+        if cfg.rehearsal
+        else [],
+        {s: [i for i in near if i.speaker == s] for s in {i.speaker for i in near}},
+    )
 
 def matmul_speed(precision: str = 'fp32') -> float:  # FLOP per second
     "What this machine reaches on a matrix product, of 2048 x 2048 where that takes no longer than a second"
     device, n = 'cuda' if torch.cuda.is_available() else 'cpu', 256
     while True:
-        x = torch.randn(n, n, device=device, dtype=torch.float32 if precision == 'fp32' else torch.bfloat16); best = 9e9
-        for _ in range(4): t = time.perf_counter(); y = x @ x; y[0, 0].item(); best = min(best, time.perf_counter() - t)
-        if n == 2048 or 32*best > 1: return 2*n**3/best          # a CPU without bfloat16 arithmetic is hundreds of times slower at it
+        x = torch.randn(n, n, device=device, dtype=torch.float32 if precision == 'fp32' else torch.bfloat16)
+        best = 9e9
+        for _ in range(4):
+            t = time.perf_counter()
+            y = x @ x
+            y[0, 0].item()
+            best = min(best, time.perf_counter() - t)
+        # a CPU without bfloat16 arithmetic is hundreds of times slower at it
+        if n == 2048 or 32 * best > 1: return 2 * n**3 / best
         n *= 2
 
 # %% ../nbs/16_plan.ipynb #7a293dff
-def plan(cfg, emotions: list[str], tflops: float|None = None, world: int = 1, updates: int = 16) -> dict:
-    "What `cfg` would train: clips, positions, memory of the largest micro-batch of the first `updates`, FLOP per update, hours"
-    target, old, near = outline(cfg, emotions); s = sampler_of(cfg, target, old, near if cfg.context else {})
+def plan(cfg, emotions: list[str], tflops: float | None = None, world: int = 1, updates: int = 16) -> dict:
+    """What `cfg` would train: clips, positions, memory of the largest micro-batch of the first `updates`,
+    FLOP per update, hours"""
+    target, old, near = outline(cfg, emotions)
+    s = sampler_of(cfg, target, old, near if cfg.context else {})
     drawn = [s.update(i) for i in range(min(updates, cfg.steps))]
     cut = [micro_batches(t, cfg.tokens, world) for t in drawn]
-    largest = max((b for u in cut for r in u for b in r), key=lambda b: (sum(sum(map(len, t)) for t in b), counts(b)['depth']))
+    largest = max(
+        (b for u in cut for r in u for b in r),
+        key=lambda b: (sum(sum(map(len, t)) for t in b), counts(b)['depth']),
+    )
     cost = update_cost(cfg, largest)
-    frames = sum(counts(t)['c0'] for t in drawn)/len(drawn); size = lambda b: counts(b)['depth'] + .25*counts(b)['c0']
-    share = sum(size(t) for t in drawn)/len(drawn)/size(largest)
-    speed = tflops*1e12 if tflops else matmul_speed(cfg.precision)/3
-    return dict(clips=len(target), hours_of_sound=sum(i.frames for i in target)*FRAME/3600, rehearsal_clips=len(old), updates=cfg.steps,
-                rounds=cfg.steps*cfg.batch/sum(i.weight for i in target), frames_per_update=frames, micro_batches=len(cut[0][0]),
-                positions=sum(sum(map(len, t)) for t in largest), depth_frames=counts(largest)['depth'],
-                trained=cost['trained'], parameters=cost['parameters'], **{f'{k}_gib': cost[k]/2**30 for k in ('weights', 'activations', 'optimizer', 'peak')},
-                tflop_per_update=cost['flop']*share/1e12, tflops=speed/1e12, assumed=bool(tflops), hours=cfg.steps*cost['flop']*share/speed/world/3600)
+    frames = sum(counts(t)['c0'] for t in drawn) / len(drawn)
+    size = lambda b: counts(b)['depth'] + 0.25 * counts(b)['c0']
+    share = sum(size(t) for t in drawn) / len(drawn) / size(largest)
+    speed = tflops * 1e12 if tflops else matmul_speed(cfg.precision) / 3
+    return dict(
+        clips=len(target),
+        hours_of_sound=sum(i.frames for i in target) * FRAME / 3600,
+        rehearsal_clips=len(old),
+        updates=cfg.steps,
+        rounds=cfg.steps * cfg.batch / sum(i.weight for i in target),
+        frames_per_update=frames,
+        micro_batches=len(cut[0][0]),
+        positions=sum(sum(map(len, t)) for t in largest),
+        depth_frames=counts(largest)['depth'],
+        trained=cost['trained'],
+        parameters=cost['parameters'],
+        **{f'{k}_gib': cost[k] / 2**30 for k in ('weights', 'activations', 'optimizer', 'peak')},
+        tflop_per_update=cost['flop'] * share / 1e12,
+        tflops=speed / 1e12,
+        assumed=bool(tflops),
+        hours=cfg.steps * cost['flop'] * share / speed / world / 3600,
+    )
 
 def plan_text(p: dict, cfg) -> str:
     "A plan for a human"
     given = '(given)' if p['assumed'] else "(a third of this machine's matrix product)"
-    lines = [('', f'{cfg.finetune} on {cfg.model}: {p["trained"]/1e6:.2f} of {p["parameters"]/1e6:.0f} million parameters, {cfg.precision}'
-                  + (', gradient checkpointing' if cfg.gradient_checkpointing else '')),
-             ('data', f'{p["clips"]} training clips, {p["hours_of_sound"]:.2f} h; {p["rehearsal_clips"]} rehearsal clips for {cfg.rehearsal:.0%} of the '
-                      f'frames; context turns for {cfg.context:.0%} of the clips'),
-             ('updates', f'{p["updates"]} of {cfg.batch} clips, {p["rounds"]:.1f} rounds of the data; {p["frames_per_update"]*FRAME:.0f} s of sound in '
-                         f'{p["micro_batches"]} micro-batch(es), depth decoder on {cfg.depth_ratio:.3g} of the frames'),
-             ('memory', f'{p["peak_gib"]:.2f} GiB at the peak: weights {p["weights_gib"]:.2f}, optimizer {p["optimizer_gib"]:.2f}, '
-                        f'activations {p["activations_gib"]:.2f} (largest micro-batch: {p["positions"]} positions, {p["depth_frames"]} depth frames); '
-                        'a GPU needs about 1 GiB more for its context and fragmentation, which was not measured here'),
-             ('time', f'{p["hours"]:.2f} h: {p["tflop_per_update"]:.3g} TFLOP per update at {p["tflops"]:.3g} TFLOP/s {given}, '
-                      'without validation, samples and start')]
+    lines = [
+        (
+            '',
+            f'{cfg.finetune} on {cfg.model}: {p["trained"] / 1e6:.2f} of {p["parameters"] / 1e6:.0f} '
+            f'million parameters, {cfg.precision}'
+            + (', gradient checkpointing' if cfg.gradient_checkpointing else ''),
+        ),
+        (
+            'data',
+            f'{p["clips"]} training clips, {p["hours_of_sound"]:.2f} h; {p["rehearsal_clips"]} rehearsal '
+            f'clips for {cfg.rehearsal:.0%} of the frames; context turns for {cfg.context:.0%} of the clips',
+        ),
+        (
+            'updates',
+            f'{p["updates"]} of {cfg.batch} clips, {p["rounds"]:.1f} rounds of the data; '
+            f'{p["frames_per_update"] * FRAME:.0f} s of sound in {p["micro_batches"]} micro-batch(es), '
+            f'depth decoder on {cfg.depth_ratio:.3g} of the frames',
+        ),
+        (
+            'memory',
+            f'{p["peak_gib"]:.2f} GiB at the peak: weights {p["weights_gib"]:.2f}, optimizer '
+            f'{p["optimizer_gib"]:.2f}, activations {p["activations_gib"]:.2f} (largest micro-batch: '
+            f'{p["positions"]} positions, {p["depth_frames"]} depth frames); a GPU needs about 1 GiB more '
+            'for its context and fragmentation, which was not measured here',
+        ),
+        (
+            'time',
+            f'{p["hours"]:.2f} h: {p["tflop_per_update"]:.3g} TFLOP per update at {p["tflops"]:.3g} '
+            f'TFLOP/s {given}, without validation, samples and start',
+        ),
+    ]
     return '\n'.join(f'{k:<11}{v}' if k else v for k, v in lines)

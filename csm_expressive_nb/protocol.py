@@ -15,7 +15,17 @@ from pathlib import Path
 import numpy as np, pandas as pd, soundfile as sf, torch, yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from .core import EmotionConfig, ExpressiveConfig, Run, claim, load_config, read_json, root, sha256, write_json
+from csm_expressive_nb.core import (
+    EmotionConfig,
+    ExpressiveConfig,
+    Run,
+    claim,
+    load_config,
+    read_json,
+    root,
+    sha256,
+    write_json,
+)
 from .audio import SR
 from .corpora import Clip
 from .dataset import Dataset, dataset_of
@@ -36,230 +46,565 @@ class Protocol(BaseModel):
     "Size and metrics of an evaluation"
     model_config = ConfigDict(extra='forbid')
     sentences: int = Field(40, ge=4, le=88)           # texts, the same for all emotions
-    seeds: int = Field(2, ge=1)                       # each sentence is said so often, with another voice and seed
-    contexts: int = Field(8, ge=0)                    # of these also after a neutral context turn of the same voice
+    seeds: int = Field(2, ge=1)  # each sentence is said so often, with another voice and seed
+    contexts: int = Field(8, ge=0)  # of these also after a neutral context turn of the same voice
     recordings: int = Field(12, ge=0)                 # clips of the corpus per emotion, as the ceiling
     near: int = Field(4, ge=2, le=24)                  # neutral clips of the base per voice: its reference
-    metrics: list[str] = []                           # names of the registry; `default` or none: all that are on by default and here
-    few: bool = True                                  # slow metrics listen to some of the clips only, as the registry says
+    metrics: list[str] = []  # names of the registry; `default` or none: all that are on by default and here
+    few: bool = True  # slow metrics listen to some of the clips only, as the registry says
     download: bool = False                            # metrics may fetch their weights from the hub
 
 def chosen(p: Protocol) -> tuple[list[str], dict]:  # (names, {name: why not})
     "The metrics of a protocol; one that was asked for by name and is not here is an error"
-    all_ = [k for k, m in METRICS.items() if m.default]; asked = [k for k in p.metrics if k != 'default']
+    all_ = [k for k, m in METRICS.items() if m.default]
+    asked = [k for k in p.metrics if k != 'default']
     if p.metrics:
         for k in asked:
-            if (s := status(k)) != 'available' and not (p.download and s.startswith('needs download')): raise ValueError(f'{k} ({METRICS[k].licence}): {s}')
+            if (s := status(k)) != 'available' and not (p.download and s.startswith('needs download')):
+                raise ValueError(f'{k} ({METRICS[k].licence}): {s}')
     if p.metrics and 'default' not in p.metrics: return list(dict.fromkeys(asked)), {}
-    return [k for k in dict.fromkeys(all_ + asked) if k in asked or status(k) == 'available'], {k: s for k in all_ if (s := status(k)) != 'available'}
+    return [k for k in dict.fromkeys(all_ + asked) if k in asked or status(k) == 'available'], {
+        k: s for k in all_ if (s := status(k)) != 'available'
+    }
 
-def open_finished(folder: str|Path) -> tuple:  # (configuration, {emotion: tag}, adapter folder)
+def open_finished(folder: str | Path) -> tuple:  # (configuration, {emotion: tag}, adapter folder)
     "Configuration and tags of a finished run folder"
-    folder = Path(folder); f = folder/'config.yaml'
-    if not f.exists(): raise FileNotFoundError(f'{folder} holds no config.yaml: name the folder of a finished run, or a folder of recordings')
-    cfg = load_config(f, EmotionConfig if 'emotion' in yaml.safe_load(f.read_text(encoding='utf-8')) else ExpressiveConfig)
-    if not (folder/'adapter/adapter_model.safetensors').exists(): raise FileNotFoundError(f'{folder} has no adapter yet: finish the run first')
+    folder = Path(folder)
+    f = folder / 'config.yaml'
+    if not f.exists():
+        raise FileNotFoundError(
+            f'{folder} holds no config.yaml: name the folder of a finished run, or a folder of recordings'
+        )
+    cfg = load_config(
+        f, EmotionConfig if 'emotion' in yaml.safe_load(f.read_text(encoding='utf-8')) else ExpressiveConfig
+    )
+    if not (folder / 'adapter/adapter_model.safetensors').exists():
+        raise FileNotFoundError(f'{folder} has no adapter yet: finish the run first')
     if cfg.source != 'embedded' and not Path(cfg.source).exists():
-        raise FileNotFoundError(f'{f} says `source: {cfg.source}`, which is not here: write where the dataset lies now '
-                                f'into that line')
-    return cfg, {cfg.emotion: TAG} if hasattr(cfg, 'emotion') else {e: t for e, t in tags_of(cfg).items()}, folder/'adapter'
+        raise FileNotFoundError(
+            f'{f} says `source: {cfg.source}`, which is not here: write where the dataset lies now '
+            f'into that line'
+        )
+    return (
+        cfg,
+        {cfg.emotion: TAG} if hasattr(cfg, 'emotion') else {e: t for e, t in tags_of(cfg).items()},
+        folder / 'adapter',
+    )
 
 # %% ../nbs/18a_protocol.ipynb #109c0788
 def blocks(p: Protocol, cfg, tags: dict, voices: list) -> list[dict]:
-    "What is spoken: the base's reference clips first, then base and adapter per seed, then after a context turn"
-    pool = evaluation_sentences(); texts = pool[:p.sentences]; role = lambda i, s: voices[(i + s) % len(voices)]
+    """What is spoken: the base's reference clips first, then base and adapter per seed, then after a
+    context turn"""
+    pool = evaluation_sentences()
+    texts = pool[: p.sentences]
+    role = lambda i, s: voices[(i + s) % len(voices)]
     b = lambda **kw: dict(tag='', context=False, seed=cfg.seed) | kw
-    out = [b(system='near', emotion='neutral', texts=pool[-p.near:]*len(voices), roles=[v for v in voices for _ in range(p.near)], seed=cfg.seed + 7919)]
-    for c, n, seeds in ((False, p.sentences, p.seeds), (True, min(p.contexts, p.sentences), min(1, p.contexts))):
+    out = [
+        b(
+            system='near',
+            emotion='neutral',
+            texts=pool[-p.near :] * len(voices),
+            roles=[v for v in voices for _ in range(p.near)],
+            seed=cfg.seed + 7919,
+        )
+    ]
+    for c, n, seeds in (
+        (False, p.sentences, p.seeds),
+        (True, min(p.contexts, p.sentences), min(1, p.contexts)),
+    ):
         for s in range(seeds):
-            same = dict(texts=texts[:n], roles=[role(i, s) for i in range(n)], seed=cfg.seed + s, context=c)
-            out += [b(system='base', emotion='', **same)] + [b(system='adapter', emotion=e, tag=t, **same) for e, t in tags.items()]
+            same = dict(
+                texts=texts[:n],
+                roles=[role(i, s) for i in range(n)],
+                seed=cfg.seed + s,
+                context=c,
+            )
+            out += [b(system='base', emotion='', **same)] + [
+                b(system='adapter', emotion=e, tag=t, **same) for e, t in tags.items()
+            ]
     return out
 
-def speak_blocks(folder: Path, key: dict, todo: list[dict], open_model, temperature: float, show: bool = True) -> list[dict]:
+def speak_blocks(
+    folder: Path, key: dict, todo: list[dict], open_model, temperature: float, show: bool = True
+) -> list[dict]:
     "Speak what is not in `folder` yet; a row per clip, its sound in `folder`/audio"
-    if folder.exists() and not ((folder/'key.json').exists() and read_json(folder/'key.json') == key): shutil.rmtree(folder)
-    write_json(folder/'key.json', key); (folder/'audio').mkdir(exist_ok=True); rows, ready, near = [], None, {}
+    if folder.exists() and not ((folder / 'key.json').exists() and read_json(folder / 'key.json') == key):
+        shutil.rmtree(folder)
+    write_json(folder / 'key.json', key)
+    (folder / 'audio').mkdir(exist_ok=True)
+    rows, ready, near = [], None, {}
     for n, b in enumerate(todo):
-        if not (f := folder/f'blocks/{n:03}.json').exists():
-            ready = ready or open_model(); model, processor = ready
-            say = lambda: speak(model, processor, b['texts'], b['roles'], b['tag'], b['seed'], temperature, batch=64, near=[near[r] for r in b['roles']]
-                                if b['context'] else None, desc=f"{b['system']} {b['emotion']}".strip(), show=show)
-            with scaled(model, b.get('scale', 1.)) if b['system'] == 'adapter' else model.disable_adapter(): got = say()
-            for i, s in enumerate(got): sf.write(folder/f'audio/{n:03}_{i:03}.flac', np.clip(s.audio, -1, 1), SR, subtype='PCM_16')
-            write_json(f, [dict(file=f'audio/{n:03}_{i:03}.flac', system=b['system'], emotion=b['emotion'], text=s.text, voice=str(s.role), seed=b['seed'],
-                                context=b['context'], ended=s.ended, seconds=s.seconds, **({'scale': b['scale']} if 'scale' in b else {}))
-                           for i, s in enumerate(got)])
-        part = read_json(f); rows += part
+        if not (f := folder / f'blocks/{n:03}.json').exists():
+            ready = ready or open_model()
+            model, processor = ready
+            say = lambda: speak(
+                model,
+                processor,
+                b['texts'],
+                b['roles'],
+                b['tag'],
+                b['seed'],
+                temperature,
+                batch=64,
+                near=[near[r] for r in b['roles']] if b['context'] else None,
+                desc=f"{b['system']} {b['emotion']}".strip(),
+                show=show,
+            )
+            with scaled(model, b.get('scale', 1.0)) if b['system'] == 'adapter' else model.disable_adapter():
+                got = say()
+            for i, s in enumerate(got):
+                sf.write(folder / f'audio/{n:03}_{i:03}.flac', np.clip(s.audio, -1, 1), SR, subtype='PCM_16')
+            write_json(
+                f,
+                [
+                    dict(
+                        file=f'audio/{n:03}_{i:03}.flac',
+                        system=b['system'],
+                        emotion=b['emotion'],
+                        text=s.text,
+                        voice=str(s.role),
+                        seed=b['seed'],
+                        context=b['context'],
+                        ended=s.ended,
+                        seconds=s.seconds,
+                        **({'scale': b['scale']} if 'scale' in b else {}),
+                    )
+                    for i, s in enumerate(got)
+                ],
+            )
+        part = read_json(f)
+        rows += part
         if b['system'] == 'near':
-            near = {int(r['voice']): Speech(r['text'], int(r['voice']), sf.read(folder/r['file'], dtype='float32')[0], None, True) for r in part}
+            near = {
+                int(r['voice']): Speech(
+                    r['text'], int(r['voice']), sf.read(folder / r['file'], dtype='float32')[0], None, True
+                )
+                for r in part
+            }
     return rows
 
 def said(cfg, adapter: Path, todo: list[dict], where: Path, show: bool = True) -> list[dict]:
     "`speak_blocks` with the model and adapter of a finished run"
-    key = dict(model=cfg.model, base=getattr(cfg, 'base', ''), adapter=[sha256(adapter/f) for f in ('adapter_model.safetensors', 'adapter_config.json')],
-               temperature=cfg.temperature, blocks=todo)
-    def open_model(): model, processor = load_base(cfg); return load_adapter(model, adapter), processor
+    key = dict(
+        model=cfg.model,
+        base=getattr(cfg, 'base', ''),
+        adapter=[sha256(adapter / f) for f in ('adapter_model.safetensors', 'adapter_config.json')],
+        temperature=cfg.temperature,
+        blocks=todo,
+    )
+
+    def open_model():
+        model, processor = load_base(cfg)
+        return load_adapter(model, adapter), processor
+
     return speak_blocks(where, key, todo, open_model, cfg.temperature, show)
 
 # %% ../nbs/18a_protocol.ipynb #8fe15c43
 def utterances(rows: list[dict], folder: Path) -> list[Utterance]:
     "Spoken clips with their voice's reference"
-    read = lambda r: sf.read(folder/r['file'], dtype='float32')[0]
-    near = {v: tuple((read(r), r['text']) for r in rows if r['system'] == 'near' and r['voice'] == v) for v in {r['voice'] for r in rows}}
-    return [Utterance(read(r), r['text'], r['voice'], r['emotion'], ' '.join((r['system'], r['emotion'], str(r['context']))), r['seed'], r['ended'],
-                      r['seconds'], near=near[r['voice']]) for r in rows if r['system'] != 'near']
+    read = lambda r: sf.read(folder / r['file'], dtype='float32')[0]
+    near = {
+        v: tuple((read(r), r['text']) for r in rows if r['system'] == 'near' and r['voice'] == v)
+        for v in {r['voice'] for r in rows}
+    }
+    return [
+        Utterance(
+            read(r),
+            r['text'],
+            r['voice'],
+            r['emotion'],
+            ' '.join((r['system'], r['emotion'], str(r['context']))),
+            r['seed'],
+            r['ended'],
+            r['seconds'],
+            near=near[r['voice']],
+        )
+        for r in rows
+        if r['system'] != 'near'
+    ]
 
-def recorded(ds: Dataset, clips: list[Clip], emotion: str, n: int, folder: Path|None = None) -> tuple[list[dict], list[Utterance]]:
-    "Up to `n` recordings of an emotion, evenly spread, with other neutral clips of their speaker; copied into `folder` for those who listen"
-    who = lambda c: (c.corpus, c.speaker); have = [c for c in clips if c.emotion == emotion and c.text]
-    have = [have[int(i)] for i in np.linspace(0, len(have) - 1, min(n, len(have)))] if have and n else []
-    calm = {s: [c for c in clips if who(c) == s and c.emotion == 'neutral' and c.text][:5] for s in map(who, have)}
+def recorded(
+    ds: Dataset, clips: list[Clip], emotion: str, n: int, folder: Path | None = None
+) -> tuple[list[dict], list[Utterance]]:
+    """Up to `n` recordings of an emotion, evenly spread, with other neutral clips of their speaker; copied
+    into `folder` for those who listen"""
+    who = lambda c: (c.corpus, c.speaker)
+    have = [c for c in clips if c.emotion == emotion and c.text]
+    have = (
+        [have[int(i)] for i in np.linspace(0, len(have) - 1, min(n, len(have)))]
+        if have and n
+        else []
+    )
+    calm = {
+        s: [c for c in clips if who(c) == s and c.emotion == 'neutral' and c.text][:5] for s in map(who, have)
+    }
     sound = {c.id: (ds.audio(c), c.text) for v in calm.values() for c in v}
-    near = {c.id: tuple(sound[d.id] for d in calm[who(c)] if d.id != c.id) for c in have}; group = {}
+    near = {c.id: tuple(sound[d.id] for d in calm[who(c)] if d.id != c.id) for c in have}
+    group = {}
     for i, c in enumerate(have if folder else []):
-        (folder/'recordings').mkdir(exist_ok=True, parents=True)
-        sf.write(folder/f'recordings/{emotion}_{i:03}.flac', np.clip(ds.audio(c), -1, 1), SR, subtype='PCM_16')
-    return ([dict(file=f'recordings/{emotion}_{i:03}.flac' if folder else c.source, system='recordings', emotion=emotion, text=c.text,
-                  voice=f'{c.corpus}/{c.speaker}', seed=0, context=False) for i, c in enumerate(have)],
-            [Utterance(ds.audio(c), c.text, c.speaker, emotion, f'recordings {emotion}',
-                       near=group.setdefault(tuple(d.id for d in calm[who(c)] if d.id != c.id), near[c.id])) for c in have])
+        (folder / 'recordings').mkdir(exist_ok=True, parents=True)
+        sf.write(
+            folder / f'recordings/{emotion}_{i:03}.flac', np.clip(ds.audio(c), -1, 1), SR, subtype='PCM_16'
+        )
+    return (
+        [
+            dict(
+                file=f'recordings/{emotion}_{i:03}.flac' if folder else c.source,
+                system='recordings',
+                emotion=emotion,
+                text=c.text,
+                voice=f'{c.corpus}/{c.speaker}',
+                seed=0,
+                context=False,
+            )
+            for i, c in enumerate(have)
+        ],
+        [
+            Utterance(
+                ds.audio(c),
+                c.text,
+                c.speaker,
+                emotion,
+                f'recordings {emotion}',
+                near=group.setdefault(tuple(d.id for d in calm[who(c)] if d.id != c.id), near[c.id]),
+            )
+            for c in have
+        ],
+    )
 
 # %% ../nbs/18a_protocol.ipynb #be7ab8bd
 def judged(row: dict, emotion: str, judges: dict[str, Judge]) -> dict:
     "Shares of the judges that know the emotion: 1 where heard as it"
-    return {f'judged_{k}': float(row[f'heard_{k}'] == emotion) for k, j in judges.items() if f'heard_{k}' in row
-            and emotion in j.emotions} | {f'no_voice_{k}': float(row[f'heard_{k}'] == 'no voice') for k in judges if f'heard_{k}' in row}
+    return {
+        f'judged_{k}': float(row[f'heard_{k}'] == emotion)
+        for k, j in judges.items()
+        if f'heard_{k}' in row and emotion in j.emotions
+    } | {f'no_voice_{k}': float(row[f'heard_{k}'] == 'no voice') for k in judges if f'heard_{k}' in row}
 
 def figures_of(row: dict) -> dict:
     "The numbers of a row that metrics measured; what is not finite is left out"
-    return {k: float(v) for k, v in row.items() if k not in ('seed', 'context', 'seconds', 'ended', 'rtf') and isinstance(v, (int, float)) and np.isfinite(v)}
+    return {
+        k: float(v)
+        for k, v in row.items()
+        if k not in ('seed', 'context', 'seconds', 'ended', 'rtf')
+        and isinstance(v, (int, float))
+        and np.isfinite(v)
+    }
 
 def summarise(rows: list[dict], emotions: list[str], judges: dict[str, Judge]) -> dict:
     "`values` and `paired` per emotion, the same after a context turn, and p over the emotions"
-    at = lambda e, s, c: [r | judged(r, e, judges) for r in rows if r['system'] == s and r['context'] == c and r['emotion'] in ((e,) if s != 'base' else ('',))]
-    clusters = lambda rs: [[r['text'] for r in rs], [r['voice'] for r in rs]]; key = lambda r: (r['text'], r['voice'], r['seed'])
+    at = lambda e, s, c: [
+        r | judged(r, e, judges)
+        for r in rows
+        if r['system'] == s and r['context'] == c and r['emotion'] in ((e,) if s != 'base' else ('',))
+    ]
+    clusters = lambda rs: [[r['text'] for r in rs], [r['voice'] for r in rs]]
+    key = lambda r: (r['text'], r['voice'], r['seed'])
     share = lambda k: k.startswith(('judged_', 'no_voice_')) or k in ('words', 'stopped', 'speech_share')
-    limits = lambda k, low: (low, 1) if share(k) else (METRICS[k].low, METRICS[k].high) if k in METRICS and not low else (-np.inf, np.inf)
+    limits = lambda k, low: (
+        (low, 1)
+        if share(k)
+        else (METRICS[k].low, METRICS[k].high)
+        if k in METRICS and not low
+        else (-np.inf, np.inf)
+    )
+
     def value(rs):
-        out = {k: bootstrap([figures_of(r)[k] for r in g], clusters(g), limits=limits(k, 0)) for k in sorted({k for r in rs for k in figures_of(r)})
-               if (g := [r for r in rs if k in figures_of(r)])}
+        out = {
+            k: bootstrap([figures_of(r)[k] for r in g], clusters(g), limits=limits(k, 0))
+            for k in sorted({k for r in rs for k in figures_of(r)})
+            if (g := [r for r in rs if k in figures_of(r)])
+        }
         if 'whisper_words' in out:
-            out['whisper_wer_corpus'] = dict(value=round(out['whisper_errors']['value']/out['whisper_words']['value'], 4), low=None, high=None,
-                                             n=out['whisper_words']['n'])
+            out['whisper_wer_corpus'] = dict(
+                value=round(out['whisper_errors']['value'] / out['whisper_words']['value'], 4),
+                low=None,
+                high=None,
+                n=out['whisper_words']['n'],
+            )
         return out
+
     def diff(a, b):
-        b = {key(r): figures_of(r) for r in b}; keys = sorted({k for r in a for k in figures_of(r)})
-        return {k: bootstrap([figures_of(r)[k] - b[key(r)][k] for r in g], clusters(g), limits=limits(k, -1)) for k in keys
-                if (g := [r for r in a if k in figures_of(r) and k in b.get(key(r), {})])}
+        b = {key(r): figures_of(r) for r in b}
+        keys = sorted({k for r in a for k in figures_of(r)})
+        return {
+            k: bootstrap(
+                [figures_of(r)[k] - b[key(r)][k] for r in g],
+                clusters(g),
+                limits=limits(k, -1),
+            )
+            for k in keys
+            if (g := [r for r in a if k in figures_of(r) and k in b.get(key(r), {})])
+        }
+
     systems = [s for s in ('base', 'adapter', 'against', 'recordings') if any(r['system'] == s for r in rows)]
     out = dict(values={e: {s: value(at(e, s, False)) for s in systems} for e in emotions})
-    pairs = [(a, b) for a, b in (('adapter', 'base'), ('adapter', 'against')) if a in systems and b in systems]
+    pairs = [
+        (a, b) for a, b in (('adapter', 'base'), ('adapter', 'against')) if a in systems and b in systems
+    ]
     for c, name in ((False, 'paired'), (True, 'paired_context')):
-        out[name] = {e: {f'{a} - {b}': diff(at(e, a, c), at(e, b, c)) for a, b in pairs} for e in emotions}
-    out['context'] = {e: {s: value(at(e, s, True)) for s in systems if at(e, s, True)} for e in emotions}
+        out[name] = {
+            e: {f'{a} - {b}': diff(at(e, a, c), at(e, b, c)) for a, b in pairs}
+            for e in emotions
+        }
+    out['context'] = {
+        e: {s: value(at(e, s, True)) for s in systems if at(e, s, True)}
+        for e in emotions
+    }
     for name in ('paired', 'paired_context'):
         for ab in {ab for v in out[name].values() for ab in v}:
             for k in {k for v in out[name].values() for k in v[ab]}:
-                for e, q in holm({e: v[ab][k]['p'] for e, v in out[name].items() if k in v[ab]}).items(): out[name][e][ab][k]['p_holm'] = q
+                for e, q in holm({e: v[ab][k]['p'] for e, v in out[name].items() if k in v[ab]}).items():
+                    out[name][e][ab][k]['p_holm'] = q
     return out
 
 # %% ../nbs/18a_protocol.ipynb #d0154e2a
-def judges_for(folder: Path, ds: Dataset, clips: list[Clip]) -> tuple[dict[str, Judge], dict]:  # ({name: judge}, {name: why not})
-    "The judge of the run's own corpus and the one of real speech, each only if it shares no speaker or clip with the adapter"
-    own = shipped(folder/'judge.json') if (folder/'judge.json').exists() else judge_of(ds)[0]; out, why = dict(run=independent(own, clips)), {}
-    try: out['cremad'] = independent(shipped(), clips)
+def judges_for(
+    folder: Path, ds: Dataset, clips: list[Clip]
+) -> tuple[dict[str, Judge], dict]:  # ({name: judge}, {name: why not})
+    """The judge of the run's own corpus and the one of real speech, each only if it shares no speaker or
+    clip with the adapter"""
+    own = shipped(folder / 'judge.json') if (folder / 'judge.json').exists() else judge_of(ds)[0]
+    out, why = dict(run=independent(own, clips)), {}
+    try:
+        out['cremad'] = independent(shipped(), clips)
     except ValueError as e: why['cremad'] = str(e)
     return out, why
 
-def evaluate(folder: str|Path, against: str|Path|None = None, p: Protocol|None = None, jobs: int = 0, show: bool = True) -> dict:
-    "Speak and measure a finished run; writes `evaluation.json`, `evaluation/` (clips, page), a figure, and what it took apart from them"
-    p, folder = p or Protocol(), Path(folder); cfg, tags, adapter = open_finished(folder)
-    names, missing = chosen(p); ds = dataset_of(cfg.source); turn = claim(folder, 'evaluating')
-    mine, _ = sides(ds); old = read_json(folder/'report.json')['dataset'] if (folder/'report.json').exists() else ds.info['hash']
-    voices = sorted({voice(c) for c in mine}); began = time.time()
+def evaluate(
+    folder: str | Path,
+    against: str | Path | None = None,
+    p: Protocol | None = None,
+    jobs: int = 0,
+    show: bool = True,
+) -> dict:
+    """Speak and measure a finished run; writes `evaluation.json`, `evaluation/` (clips, page), a figure,
+    and what it took apart from them"""
+    p, folder = p or Protocol(), Path(folder)
+    cfg, tags, adapter = open_finished(folder)
+    names, missing = chosen(p)
+    ds = dataset_of(cfg.source)
+    turn = claim(folder, 'evaluating')
+    mine, _ = sides(ds)
+    old = (
+        read_json(folder / 'report.json')['dataset'] if (folder / 'report.json').exists() else ds.info['hash']
+    )
+    voices = sorted({voice(c) for c in mine})
+    began = time.time()
     if old != ds.info['hash']:
-        raise ValueError(f'{cfg.source} is not the dataset this run was trained on (now {ds.info["hash"][:12]}, then {old[:12]}): speakers may have changed '
-                         f'sides, so no judge could be trusted; restore it, or train again')
-    judges, why = judges_for(folder, ds, mine); here = folder/'evaluation'; told = p.model_dump(exclude={'metrics', 'download'})
-    rows = said(cfg, adapter, blocks(p, cfg, tags, voices), here, show); us = utterances(rows, here); rows = [r for r in rows if r['system'] != 'near']
+        raise ValueError(
+            f'{cfg.source} is not the dataset this run was trained on (now {ds.info["hash"][:12]}, then '
+            f'{old[:12]}): speakers may have changed sides, so no judge could be trusted; restore it, or '
+            'train again'
+        )
+    judges, why = judges_for(folder, ds, mine)
+    here = folder / 'evaluation'
+    told = p.model_dump(exclude={'metrics', 'download'})
+    rows = said(cfg, adapter, blocks(p, cfg, tags, voices), here, show)
+    us = utterances(rows, here)
+    rows = [r for r in rows if r['system'] != 'near']
     if against:
-        other, tags2, adapter2 = open_finished(against); both = {e: tags2[e] for e in tags if e in tags2}
+        other, tags2, adapter2 = open_finished(against)
+        both = {e: tags2[e] for e in tags if e in tags2}
         if not both: raise ValueError(f'{against} has none of the emotions {", ".join(tags)}')
-        more = said(other, adapter2, [b for b in blocks(p, cfg, both, voices) if b['system'] != 'base'], here/'against', show)
-        us += [replace(u, system='against' + u.system.removeprefix('adapter')) for u in utterances(more, here/'against')]
-        rows += [r | dict(system='against', file=f"against/{r['file']}") for r in more if r['system'] != 'near']
-    spoke = time.time(); human = [recorded(ds, mine, e, p.recordings, here) for e in dict.fromkeys([*tags, 'neutral'])]
-    rows += [r for h, _ in human for r in h]; us += [u for _, h in human for u in h]
-    args = {k: dict(words=dict(texts=evaluation_sentences()), judge=dict(judges=judges)).get(k, {}) for k in names}
-    if 'words' in args: args['words'] = dict(texts=sorted({*evaluation_sentences(), *ForcedChoice.sayable([u.text for u in us])}))
-    got, facts = measure(us, args, jobs, p.download, p.few, show); rows = [r | g for r, g in zip(rows, got)]
-    result = dict(protocol=told | dict(voices=voices, against=str(against or '')),
-                  run=dict(kind='emotion' if hasattr(cfg, 'emotion') else 'expressive', model=cfg.model, source=cfg.source, dataset=ds.info['hash'],
-                           adapter=sha256(adapter/'adapter_model.safetensors')),
-                  metrics={k: {f: v for f, v in facts[k].items() if f != 'cost'} | {f: getattr(METRICS[k], f)
-                                                                                    for f in ('what', 'unit', 'better', 'licence', 'validated')}
-                           for k in names}, not_measured=missing | {f'judge {k}': w for k, w in why.items()},
-                  judges={k: dict(emotions=j.emotions, fitted_on=j.trained['clips'], cards=j.cards) for k, j in judges.items()},
-                  **summarise(rows, list(tags), judges))
-    result = json.loads(json.dumps(result)); d = pd.DataFrame(rows).drop(columns=['seconds', 'rtf'], errors='ignore')
-    for c, name in ((False, 'clips.csv'), (True, 'clips_context.csv')): d[d.context == c].to_csv(here/name, index=False)
-    write_json(folder/'evaluation.json', result)
+        more = said(
+            other,
+            adapter2,
+            [b for b in blocks(p, cfg, both, voices) if b['system'] != 'base'],
+            here / 'against',
+            show,
+        )
+        us += [
+            replace(u, system='against' + u.system.removeprefix('adapter'))
+            for u in utterances(more, here / 'against')
+        ]
+        rows += [
+            r | dict(system='against', file=f"against/{r['file']}") for r in more if r['system'] != 'near'
+        ]
+    spoke = time.time()
+    human = [recorded(ds, mine, e, p.recordings, here) for e in dict.fromkeys([*tags, 'neutral'])]
+    rows += [r for h, _ in human for r in h]
+    us += [u for _, h in human for u in h]
+    args = {
+        k: dict(words=dict(texts=evaluation_sentences()), judge=dict(judges=judges)).get(k, {}) for k in names
+    }
+    if 'words' in args:
+        args['words'] = dict(
+            texts=sorted({*evaluation_sentences(), *ForcedChoice.sayable([u.text for u in us])})
+        )
+    got, facts = measure(us, args, jobs, p.download, p.few, show)
+    rows = [r | g for r, g in zip(rows, got)]
+    result = dict(
+        protocol=told | dict(voices=voices, against=str(against or '')),
+        run=dict(
+            kind='emotion' if hasattr(cfg, 'emotion') else 'expressive',
+            model=cfg.model,
+            source=cfg.source,
+            dataset=ds.info['hash'],
+            adapter=sha256(adapter / 'adapter_model.safetensors'),
+        ),
+        metrics={
+            k: {f: v for f, v in facts[k].items() if f != 'cost'}
+            | {f: getattr(METRICS[k], f) for f in ('what', 'unit', 'better', 'licence', 'validated')}
+            for k in names
+        },
+        not_measured=missing | {f'judge {k}': w for k, w in why.items()},
+        judges={
+            k: dict(emotions=j.emotions, fitted_on=j.trained['clips'], cards=j.cards)
+            for k, j in judges.items()
+        },
+        **summarise(rows, list(tags), judges),
+    )
+    result = json.loads(json.dumps(result))
+    d = pd.DataFrame(rows).drop(columns=['seconds', 'rtf'], errors='ignore')
+    for c, name in ((False, 'clips.csv'), (True, 'clips_context.csv')):
+        d[d.context == c].to_csv(here / name, index=False)
+    write_json(folder / 'evaluation.json', result)
     spoken = [r for r in rows if r.get('rtf') is not None and np.isfinite(r.get('rtf', np.nan))]
-    write_json(folder/'evaluation_cost.json',
-               dict(seconds=dict(speaking=round(spoke - began, 1), all=round(time.time() - began, 1)),
-                    rtf={s: round(float(np.mean([r['rtf'] for r in spoken if r['system'] == s])), 4) for s in {r['system'] for r in spoken}},
-                    cost_per_audio_second={k: None if (c := facts[k]['cost']) is None else round(c, 4) for k in names},
-               peak_memory_gib=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**(30 if sys.platform == 'darwin' else 20), 2),
-               gpu_memory_gib=round(torch.cuda.max_memory_allocated()/2**30, 2) if torch.cuda.is_available() else None))
-    save_figure(evaluation_figure(result), folder/'figures/evaluation.png'); evaluation_page(folder, result, rows)
-    if (folder/'report.json').exists(): (write_page if hasattr(cfg, 'emotion') else page_all)(cfg, Run.open(folder, cfg), read_json(folder/'report.json'))
+    write_json(
+        folder / 'evaluation_cost.json',
+        dict(
+            seconds=dict(speaking=round(spoke - began, 1), all=round(time.time() - began, 1)),
+            rtf={
+                s: round(float(np.mean([r['rtf'] for r in spoken if r['system'] == s])), 4)
+                for s in {r['system'] for r in spoken}
+            },
+            cost_per_audio_second={
+                k: None if (c := facts[k]['cost']) is None else round(c, 4) for k in names
+            },
+            peak_memory_gib=round(
+                resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+                / 2 ** (30 if sys.platform == 'darwin' else 20),
+                2,
+            ),
+            gpu_memory_gib=round(torch.cuda.max_memory_allocated() / 2**30, 2)
+            if torch.cuda.is_available()
+            else None,
+        ),
+    )
+    save_figure(evaluation_figure(result), folder / 'figures/evaluation.png')
+    evaluation_page(folder, result, rows)
+    if (folder / 'report.json').exists():
+        (write_page if hasattr(cfg, 'emotion') else page_all)(
+            cfg, Run.open(folder, cfg), read_json(folder / 'report.json')
+        )
     turn.release()
     return result
 
 # %% ../nbs/18a_protocol.ipynb #6c12b6e7
-LINES = dict(judged_run='judged as asked: judge of the run\'s corpus', judged_cremad='judged as asked: judge of real speech', no_voice_run='no voice to judge',
-             arousal_run='arousal, log odds: judge of the run\'s corpus', arousal_cremad='arousal, log odds: judge of real speech',
-             valence_cremad='valence, log odds: judge of real speech', per='phoneme error rate',
-             whisper_wer_seed_tts='WER, mean of utterances (seed-tts-eval)', whisper_wer_corpus='WER of the whole corpus', words='sentence recognised',
-             speaker='speaker similarity to the base\'s neutral voice', mos='predicted MOS (DistillMOS)', stopped='stopped by itself',
-             trailing='silence after the last speech, s', f0='F0, Hz', f0_sd='F0 spread, semitones', energy='level, dB', rate='letters per second',
-             pauses='pauses, s')
+LINES = dict(
+    judged_run='judged as asked: judge of the run\'s corpus',
+    judged_cremad='judged as asked: judge of real speech',
+    no_voice_run='no voice to judge',
+    arousal_run='arousal, log odds: judge of the run\'s corpus',
+    arousal_cremad='arousal, log odds: judge of real speech',
+    valence_cremad='valence, log odds: judge of real speech',
+    per='phoneme error rate',
+    whisper_wer_seed_tts='WER, mean of utterances (seed-tts-eval)',
+    whisper_wer_corpus='WER of the whole corpus',
+    words='sentence recognised',
+    speaker='speaker similarity to the base\'s neutral voice',
+    mos='predicted MOS (DistillMOS)',
+    stopped='stopped by itself',
+    trailing='silence after the last speech, s',
+    f0='F0, Hz',
+    f0_sd='F0 spread, semitones',
+    energy='level, dB',
+    rate='letters per second',
+    pauses='pauses, s',
+)
 
 def remark(result: dict, emotion: str, key: str) -> str:
     "The judge's own error beside its verdict"
     j = result['judges'].get(key.removeprefix('judged_'))
-    return ('' if not j or not key.startswith('judged')
-            else '; '.join(f"recall {c['recall'].get(emotion, float('nan')):.2f}, UAR {shown(c['uar_interval'])} on {k}" for k, c in j['cards'].items()
-                           if 'synthetic' not in k))
+    return (
+        ''
+        if not j or not key.startswith('judged')
+        else '; '.join(
+            f"recall {c['recall'].get(emotion, float('nan')):.2f}, UAR {shown(c['uar_interval'])} on {k}"
+            for k, c in j['cards'].items()
+            if 'synthetic' not in k
+        )
+    )
 
 def table(result: dict) -> list[dict]:
-    "A row per emotion and figure: recordings, base, adapter, paired difference with its interval, corrected p, and the judge's own error"
+    """A row per emotion and figure: recordings, base, adapter, paired difference with its interval,
+    corrected p, and the judge's own error"""
     out = []
     for e, v in result['values'].items():
         d = result['paired'][e].get('adapter - base', {})
-        known = {**LINES,
-                 **{k: k for s in v.values() for k in s if k not in LINES and not k.startswith(('speech', 'tilt', 'final', 'valence_run', 'no_voice_cremad'))}}
+        known = {
+            **LINES,
+            **{
+                k: k
+                for s in v.values()
+                for k in s
+                if k not in LINES
+                and not k.startswith(('speech', 'tilt', 'final', 'valence_run', 'no_voice_cremad'))
+            },
+        }
         for k, name in known.items():
             if not any(k in s for s in v.values()): continue
-            n = next((v[s][k]['n'] for s in ('adapter', 'base', 'recordings') if k in v.get(s, {})), 0)
-            out.append(dict(emotion=e, figure=name) | {s: shown(v[s].get(k)) for s in v} | dict(clips=n, difference=shown(d.get(k), sign='+'),
-                            p=f"{d[k]['p_holm']:.4f}" if k in d else '', remark=remark(result, e, k)))
-            if 'against' in v: out[-1]['adapter - against'] = shown(result['paired'][e]['adapter - against'].get(k), sign='+')
+            n = next(
+                (
+                    v[s][k]['n']
+                    for s in ('adapter', 'base', 'recordings')
+                    if k in v.get(s, {})
+                ),
+                0,
+            )
+            out.append(
+                dict(emotion=e, figure=name)
+                | {s: shown(v[s].get(k)) for s in v}
+                | dict(
+                    clips=n,
+                    difference=shown(d.get(k), sign='+'),
+                    p=f"{d[k]['p_holm']:.4f}" if k in d else '',
+                    remark=remark(result, e, k),
+                )
+            )
+            if 'against' in v:
+                out[-1]['adapter - against'] = shown(
+                    result['paired'][e]['adapter - against'].get(k), sign='+'
+                )
     return out
 
 def as_text(result: dict) -> str:
     "The table for a terminal"
-    rows = table(result) if any('adapter' in v
-                                for v in result['values'].values()) else [dict(emotion=e, figure=LINES.get(k, k), recordings=shown(s), n=s['n'],
-                                                                               remark=remark(result, e, k)) for e, v in result['values'].items()
-                                                                          for k, s in v['recordings'].items() if k in LINES]
-    gone = (f"\n{result['clips']['measured']} of {result['clips']['found']} clips measured, {result['clips']['without_text']} have no text"
-            if 'clips' in result else '') + ''.join(f'\nnot measured: {k}: {w}'
-                                                    for k, w in result['not_measured'].items()) + ''.join(f"\n{k}: {m['skipped']} clips without "
-                                                    f"{', '.join(m['lacking'])}" for k, m in result['metrics'].items() if m['lacking'])
+    rows = (
+        table(result)
+        if any('adapter' in v for v in result['values'].values())
+        else [
+            dict(
+                emotion=e, figure=LINES.get(k, k), recordings=shown(s), n=s['n'], remark=remark(result, e, k)
+            )
+            for e, v in result['values'].items()
+            for k, s in v['recordings'].items()
+            if k in LINES
+        ]
+    )
+    gone = (
+        (
+            f"\n{result['clips']['measured']} of {result['clips']['found']} clips measured, "
+            f"{result['clips']['without_text']} have no text"
+            if 'clips' in result
+            else ''
+        )
+        + ''.join(f'\nnot measured: {k}: {w}' for k, w in result['not_measured'].items())
+        + ''.join(
+            f"\n{k}: {m['skipped']} clips without {', '.join(m['lacking'])}"
+            for k, m in result['metrics'].items()
+            if m['lacking']
+        )
+    )
     said = dict.fromkeys(f"{r['figure']}, {r['emotion']}: {r['remark']}" for r in rows if r['remark'])
-    return pd.DataFrame(rows).drop(columns='remark').to_string(index=False) + '\n\nthe judges\' own error\n' + '\n'.join(said) + '\n' + gone
+    return (
+        pd.DataFrame(rows).drop(columns='remark').to_string(index=False)
+        + '\n\nthe judges\' own error\n'
+        + '\n'.join(said)
+        + '\n'
+        + gone
+    )
 
 EVALUATION_PAGE = '''
 <p>{{ p.sentences }} sentences that were never trained on, {{ p.seeds }} seeds, voices {{ p.voices|join(", ") }}; differences are paired by sentence, voice and seed; 95 % intervals resample sentences and voices; p is corrected over the emotions (Holm).</p>
@@ -270,41 +615,98 @@ EVALUATION_PAGE = '''
 {% endfor %}</table></div>'''
 
 def evaluation_page(folder: Path, result: dict, rows: list[dict]) -> Path:
-    "`evaluation/index.html`: figure, table, judges' cards, what was not measured, and some clips to listen to; needs no network"
+    """`evaluation/index.html`: figure, table, judges' cards, what was not measured, and some clips to
+    listen to; needs no network"""
     heard = {}
     for r in rows:
-        if r['system'] in ('base', 'adapter', 'against') and not r['context'] and r['seed'] == rows[0]['seed']: heard.setdefault(r['text'], []).append(r)
-    return page(Path(folder)/'evaluation/index.html', f'Evaluation of {Path(folder).name}', EVALUATION_PAGE, p=result['protocol'], rows=table(result),
-                heard=list(heard.items())[:8], cards=[dict(judge=k) | c for k, j in result['judges'].items() for c in cards_table_of(j)],
-                missing=[dict(metric=k, why=w) for k, w in result['not_measured'].items()],
-                skipped=[dict(metric=k, clips=m['clips'], skipped=m['skipped'], lacking=', '.join(m['lacking'])) for k, m in result['metrics'].items()
-                         if m['skipped']])
+        if (
+            r['system'] in ('base', 'adapter', 'against')
+            and not r['context']
+            and r['seed'] == rows[0]['seed']
+        ):
+            heard.setdefault(r['text'], []).append(r)
+    return page(
+        Path(folder) / 'evaluation/index.html',
+        f'Evaluation of {Path(folder).name}',
+        EVALUATION_PAGE,
+        p=result['protocol'],
+        rows=table(result),
+        heard=list(heard.items())[:8],
+        cards=[dict(judge=k) | c for k, j in result['judges'].items() for c in cards_table_of(j)],
+        missing=[dict(metric=k, why=w) for k, w in result['not_measured'].items()],
+        skipped=[
+            dict(metric=k, clips=m['clips'], skipped=m['skipped'], lacking=', '.join(m['lacking']))
+            for k, m in result['metrics'].items()
+            if m['skipped']
+        ],
+    )
 
 def cards_table_of(j: dict) -> list[dict]:
     "`judge.cards_table` of a judge as `evaluation.json` holds it"
-    k = Judge(); k.emotions, k.cards = j['emotions'], j['cards']; return cards_table(k)
+    k = Judge()
+    k.emotions, k.cards = j['emotions'], j['cards']
+    return cards_table(k)
 
 # %% ../nbs/18a_protocol.ipynb #7bed8947
-def evaluate_folder(source: str|Path, out: str|Path|None = None, p: Protocol|None = None, jobs: int = 0, show: bool = True) -> dict:
-    "Measure the clips of a dataset or a folder of sound, a value per emotion; writes `out`/evaluation.json, clips.csv and a figure"
-    p, ds = p or Protocol(), dataset_of(source); out = Path(out or root()/'_reports'/f'{Path(source).resolve().name}_evaluation')
-    emotions = list(dict.fromkeys(c.emotion for c in ds.clips)); names, missing = chosen(p); judges, why = {}, {}
-    try: judges['cremad'] = independent(shipped(), ds.clips)
+def evaluate_folder(
+    source: str | Path,
+    out: str | Path | None = None,
+    p: Protocol | None = None,
+    jobs: int = 0,
+    show: bool = True,
+) -> dict:
+    """Measure the clips of a dataset or a folder of sound, a value per emotion; writes
+    `out`/evaluation.json, clips.csv and a figure"""
+    p, ds = p or Protocol(), dataset_of(source)
+    out = Path(out or root() / '_reports' / f'{Path(source).resolve().name}_evaluation')
+    emotions = list(dict.fromkeys(c.emotion for c in ds.clips))
+    names, missing = chosen(p)
+    judges, why = {}, {}
+    try:
+        judges['cremad'] = independent(shipped(), ds.clips)
     except ValueError as e: why['cremad'] = str(e)
     if not judges: names = [k for k in names if k != 'judge']
-    got = [recorded(ds, ds.clips, e, p.recordings) for e in emotions]; rows, us = [r for a, _ in got for r in a], [u for _, b in got for u in b]
-    if not p.recordings: raise ValueError('recordings = 0 leaves nothing to measure: give how many clips of each emotion')
-    if not us: raise ValueError(f'{source}: no clip with a text, {len(ds.clips)} without: give texts in metadata.csv, or a .txt beside each recording')
-    said = ForcedChoice.sayable([u.text for u in us]); few = 'words' in names and len(said) < 10
-    if few: names.remove('words'); missing['words'] = f'only {len(said)} different sentences to choose among'
+    got = [recorded(ds, ds.clips, e, p.recordings) for e in emotions]
+    rows, us = [r for a, _ in got for r in a], [u for _, b in got for u in b]
+    if not p.recordings:
+        raise ValueError('recordings = 0 leaves nothing to measure: give how many clips of each emotion')
+    if not us:
+        raise ValueError(
+            f'{source}: no clip with a text, {len(ds.clips)} without: give texts in metadata.csv, or a '
+            '.txt beside each recording'
+        )
+    said = ForcedChoice.sayable([u.text for u in us])
+    few = 'words' in names and len(said) < 10
+    if few:
+        names.remove('words')
+        missing['words'] = f'only {len(said)} different sentences to choose among'
     args = {k: dict(words=dict(texts=said), judge=dict(judges=judges)).get(k, {}) for k in names}
     vals, facts = measure(us, args, jobs, p.download, p.few, show)
-    rows = [r | v for r, v in zip(rows, vals)]; s = summarise(rows, emotions, judges)
-    result = json.loads(json.dumps(dict(out=str(out), clips=dict(found=len(ds.clips), without_text=sum(not c.text for c in ds.clips), measured=len(us)),
-                                        source=Path(source).name, dataset=ds.info['hash'], protocol=p.model_dump(),
-                                        metrics={k: {f: v for f, v in facts[k].items() if f != 'cost'} for k in names},
-                                        not_measured=missing | {f'judge {k}': w for k, w in why.items()},
-                                        judges={k: dict(emotions=j.emotions, fitted_on=j.trained['clips'], cards=j.cards) for k, j in judges.items()},
-                                        values=s['values'], paired=s['paired'])))
-    out.mkdir(parents=True, exist_ok=True); write_json(out/'evaluation.json', result); pd.DataFrame(rows).to_csv(out/'clips.csv', index=False)
-    save_figure(evaluation_figure(result), out/'evaluation.png'); return result
+    rows = [r | v for r, v in zip(rows, vals)]
+    s = summarise(rows, emotions, judges)
+    result = json.loads(
+        json.dumps(
+            dict(
+                out=str(out),
+                clips=dict(
+                    found=len(ds.clips), without_text=sum(not c.text for c in ds.clips), measured=len(us)
+                ),
+                source=Path(source).name,
+                dataset=ds.info['hash'],
+                protocol=p.model_dump(),
+                metrics={k: {f: v for f, v in facts[k].items() if f != 'cost'} for k in names},
+                not_measured=missing | {f'judge {k}': w for k, w in why.items()},
+                judges={
+                    k: dict(emotions=j.emotions, fitted_on=j.trained['clips'], cards=j.cards)
+                    for k, j in judges.items()
+                },
+                values=s['values'],
+                paired=s['paired'],
+            )
+        )
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / 'evaluation.json', result)
+    pd.DataFrame(rows).to_csv(out / 'clips.csv', index=False)
+    save_figure(evaluation_figure(result), out / 'evaluation.png')
+    return result

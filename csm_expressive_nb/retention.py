@@ -17,7 +17,16 @@ from filelock import FileLock, Timeout
 from pydantic import Field
 from tqdm.auto import tqdm
 
-from .core import EmotionConfig, ExpressiveConfig, Run, TrainConfig, make_config, read_json, root, write_json
+from csm_expressive_nb.core import (
+    EmotionConfig,
+    ExpressiveConfig,
+    Run,
+    TrainConfig,
+    make_config,
+    read_json,
+    root,
+    write_json,
+)
 from .model import TAG, scaled
 from .batches import evaluate
 from .continual import drift_kl, evaluation_sentences
@@ -32,7 +41,7 @@ from .road import Data, fit, judge_of, load_base, prepare
 from .expressive import fit_stages
 
 # %% ../nbs/18b_retention.ipynb #67f59f39
-PLAIN = dict(rehearsal=0., distillation=0., ewc=0.)
+PLAIN = dict(rehearsal=0.0, distillation=0.0, ewc=0.0)
 ARMS = {'LoRA': {},
         'LoRA, lr / 3': dict(lr=5e-4),
         **{f'L2 {w:g}': dict(ewc=w, ewc_fisher='ones') for w in (1., 10.)},
@@ -47,17 +56,24 @@ ARMS = {'LoRA': {},
 class RetentionConfig(EmotionConfig):
     "Settings of the comparison: an emotion's, of which every arm changes some"
     sentences: int = Field(40, ge=8, le=88)                # spoken per arm and seed, marked and unmarked
-    seeds: int = Field(3, ge=1)                            # `seed`, `seed` + 1, ...: other initial adapter, batches and sampling
+    seeds: int = Field(3, ge=1)  # `seed`, `seed` + 1, ...: other initial adapter, batches and sampling
     arms: list[str] = list(ARMS)
-    scales: list[float] = [0., .25, .5, .75, 1.]           # of the plain adapter
-    sequence: list[str] = ['happy', 'sad']                 # learnt one after another by one adapter; empty: none
+    scales: list[float] = [0.0, 0.25, 0.5, 0.75, 1.0]      # of the plain adapter
+    sequence: list[str] = ['happy', 'sad']  # learnt one after another by one adapter; empty: none
 
 def arm_config(cfg: RetentionConfig, arm: str, seed: int, folder: Path) -> EmotionConfig:
     "The settings of one arm and seed"
     if arm not in ARMS: raise ValueError(f'arm {arm!r}: choose among {", ".join(ARMS)}')
     same = cfg.model_dump(include=set(EmotionConfig.model_fields))
-    return make_config(EmotionConfig,
-                       **same | PLAIN | ARMS[arm] | dict(seed=seed, out=str(folder), monitor='', patience=0, sample_every=0, validate_every=0, trackers=[]))
+    return make_config(
+        EmotionConfig,
+        **same
+        | PLAIN
+        | ARMS[arm]
+        | dict(
+            seed=seed, out=str(folder), monitor='', patience=0, sample_every=0, validate_every=0, trackers=[]
+        ),
+    )
 
 # %% ../nbs/18b_retention.ipynb #6d905d72
 def nlls(model, items) -> list[float]:
@@ -71,49 +87,105 @@ def voices_of(cfg, data: Data) -> list[int]:
 def base_figures(cfg, lora, processor, data: Data, seed: int) -> dict:
     "What is paired with every arm: the base's NLL per item, and its speech"
     with lora.disable_adapter():
-        return dict(neutral=nlls(lora, data.heldout), emotion=nlls(lora, data.validation + data.unseen),
-                    speech=speak(lora, processor, evaluation_sentences()[:cfg.sentences], voices_of(cfg, data), '', seed, cfg.temperature, batch=64,
-                                 desc='base', show=False))
+        return dict(
+            neutral=nlls(lora, data.heldout),
+            emotion=nlls(lora, data.validation + data.unseen),
+            speech=speak(
+                lora,
+                processor,
+                evaluation_sentences()[: cfg.sentences],
+                voices_of(cfg, data),
+                '',
+                seed,
+                cfg.temperature,
+                batch=64,
+                desc='base',
+                show=False,
+            ),
+        )
 
 def arm_figures(cfg, lora, processor, data: Data, judge: Judge, base: dict, seed: int) -> dict:
-    "Per item: drift and gain of the adapter as it is set, and what the judge and the recogniser say of its speech"
+    """Per item: drift and gain of the adapter as it is set, and what the judge and the recogniser say of
+    its speech"""
     texts = evaluation_sentences()
-    say = lambda tag: speak(lora, processor, texts[:cfg.sentences], voices_of(cfg, data), tag, seed, cfg.temperature, batch=64, desc=tag or 'unmarked',
-                            show=False)
-    sets = dict(base=base['speech'], marked=say(TAG), unmarked=say('')); us, _, x = features(sets); p = np.log(np.clip(judge.posteriors(x), 1e-6, 1))
+    say = lambda tag: speak(
+        lora,
+        processor,
+        texts[: cfg.sentences],
+        voices_of(cfg, data),
+        tag,
+        seed,
+        cfg.temperature,
+        batch=64,
+        desc=tag or 'unmarked',
+        show=False,
+    )
+    sets = dict(base=base['speech'], marked=say(TAG), unmarked=say(''))
+    us, _, x = features(sets)
+    p = np.log(np.clip(judge.posteriors(x), 1e-6, 1))
     e = judge.emotions.index
-    other = 'neutral' if cfg.emotion != 'neutral' else 'calm'; odds, said, n = p[:, e(cfg.emotion)] - p[:, e(other)], judge(x), cfg.sentences
-    words = measure([u for u in us if u.system == 'marked'], dict(words=dict(texts=texts)), few=False, show=False)[0]
+    other = 'neutral' if cfg.emotion != 'neutral' else 'calm'
+    odds, said, n = p[:, e(cfg.emotion)] - p[:, e(other)], judge(x), cfg.sentences
+    words = measure(
+        [u for u in us if u.system == 'marked'], dict(words=dict(texts=texts)), few=False, show=False
+    )[0]
     r = lambda v: [round(float(q), 5) for q in v]
-    return dict(drift=r(np.subtract(nlls(lora, data.heldout), base['neutral'])),
-                fall=r(np.subtract(base['emotion'], nlls(lora, data.validation + data.unseen))), odds=r(odds[n:2*n] - odds[:n]), leak=r(odds[2*n:] - odds[:n]),
-        judged=[int(s == cfg.emotion) for s in said[n:2*n]], words=[int(w['words']) for w in words], ended=[int(s.ended) for s in sets['marked']],
-        kl=drift_kl(lora, data.heldout))
+    return dict(
+        drift=r(np.subtract(nlls(lora, data.heldout), base['neutral'])),
+        fall=r(np.subtract(base['emotion'], nlls(lora, data.validation + data.unseen))),
+        odds=r(odds[n : 2 * n] - odds[:n]),
+        leak=r(odds[2 * n :] - odds[:n]),
+        judged=[int(s == cfg.emotion) for s in said[n : 2 * n]],
+        words=[int(w['words']) for w in words],
+        ended=[int(s.ended) for s in sets['marked']],
+        kl=drift_kl(lora, data.heldout),
+    )
 
 def retention(cfg: RetentionConfig, show: bool = True) -> Run:
-    """Train and measure every arm for every seed; each is a finished file `arms/<arm>/<seed>.json`, so an interrupted comparison goes on where it was, and a
+    """Train and measure every arm for every seed; each is a finished file `arms/<arm>/<seed>.json`, so an
+    interrupted comparison goes on where it was, and a
     second process started on the same folder takes what is free"""
-    run = Run(Path(cfg.out) if cfg.out else root()/'_reports'/'retention', cfg, alone=False)
-    todo = [(s, a) for s in range(cfg.seed, cfg.seed + cfg.seeds) for a in cfg.arms]; [arm_config(cfg, a, s, run.path) for s, a in todo]
+    run = Run(Path(cfg.out) if cfg.out else root() / '_reports' / 'retention', cfg, alone=False)
+    todo = [(s, a) for s in range(cfg.seed, cfg.seed + cfg.seeds) for a in cfg.arms]
+    for s, a in todo:
+        arm_config(cfg, a, s, run.path)
     data = judge = base = None
-    if 'LoRA' not in cfg.arms: raise ValueError('the arm LoRA draws the line that the others are compared with: leave it in `arms`')
+    if 'LoRA' not in cfg.arms:
+        raise ValueError('the arm LoRA draws the line that the others are compared with: leave it in `arms`')
     with tqdm(total=len(todo), desc='arms', unit='arm', disable=not show) as bar:
         for seed, arm in todo:
-            place = run.path/'arms'/slug(arm)/str(seed); f = place.with_suffix('.json'); bar.set_postfix_str(f'{arm}, seed {seed}')
-            place.parent.mkdir(parents=True, exist_ok=True); lock = FileLock(place.with_suffix('.lock'))
-            try: lock.acquire(timeout=0)
-            except Timeout: bar.update(); continue                                  # another process is at it
+            place = run.path / 'arms' / slug(arm) / str(seed)
+            f = place.with_suffix('.json')
+            bar.set_postfix_str(f'{arm}, seed {seed}')
+            place.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(place.with_suffix('.lock'))
+            try:
+                lock.acquire(timeout=0)
+            # another process is at it
+            except Timeout:
+                bar.update()
+                continue
             if not f.exists():
-                one = arm_config(cfg, arm, seed, place); sub = Run(place, one); model, processor = load_base(one)
+                one = arm_config(cfg, arm, seed, place)
+                sub = Run(place, one)
+                model, processor = load_base(one)
                 if data is None:
-                    data = prepare(one, sub, model, processor); judge, _ = judge_of(data.ds); write_json(run/'items.json', items_of(cfg, data, judge))
-                lora = fit(one, sub, model, processor, data, show=False); got = {}
-                if base is None or base[0] != seed: base = seed, base_figures(cfg, lora, processor, data, seed)
-                for s in cfg.scales if arm == 'LoRA' else [1.]:
-                    with scaled(lora, s): got[str(s)] = arm_figures(cfg, lora, processor, data, judge, base[1], seed)
-                figures_ = read_json(place/'ewc.json') if (place/'ewc.json').exists() else None; last = Run(place, one).metrics('loss')[-1]
-                write_json(f, dict(arm=arm, seed=seed, scales=got, ewc=figures_, last=last)); shutil.rmtree(place/'checkpoints', ignore_errors=True)
-            lock.release(); bar.update()
+                    data = prepare(one, sub, model, processor)
+                    judge, _ = judge_of(data.ds)
+                    write_json(run / 'items.json', items_of(cfg, data, judge))
+                lora = fit(one, sub, model, processor, data, show=False)
+                got = {}
+                if base is None or base[0] != seed:
+                    base = seed, base_figures(cfg, lora, processor, data, seed)
+                for s in cfg.scales if arm == 'LoRA' else [1.0]:
+                    with scaled(lora, s):
+                        got[str(s)] = arm_figures(cfg, lora, processor, data, judge, base[1], seed)
+                figures_ = read_json(place / 'ewc.json') if (place / 'ewc.json').exists() else None
+                last = Run(place, one).metrics('loss')[-1]
+                write_json(f, dict(arm=arm, seed=seed, scales=got, ewc=figures_, last=last))
+                shutil.rmtree(place / 'checkpoints', ignore_errors=True)
+            lock.release()
+            bar.update()
     return run
 
 def slug(arm: str) -> str:
@@ -123,124 +195,274 @@ def slug(arm: str) -> str:
 def items_of(cfg, data: Data, judge: Judge) -> dict:
     "Which sentence and voice every value belongs to, and the judge's own error"
     f = lambda items: dict(text=[i.text for i in items], voice=[i.speaker for i in items])
-    return dict(neutral=f(data.heldout), emotion=f(data.validation + data.unseen),
-                spoken=dict(text=evaluation_sentences()[:cfg.sentences], voice=[str(v) for v in voices_of(cfg, data)]), judge=next(iter(judge.cards.values())))
+    return dict(
+        neutral=f(data.heldout),
+        emotion=f(data.validation + data.unseen),
+        spoken=dict(
+            text=evaluation_sentences()[: cfg.sentences], voice=[str(v) for v in voices_of(cfg, data)]
+        ),
+        judge=next(iter(judge.cards.values())),
+    )
 
 # %% ../nbs/18b_retention.ipynb #23848526
-def results(run: Run) -> tuple[dict, dict]:  # ({arm: {seed: figures}}, items); scaled arms are called 'LoRA x 0.5'
+def results(
+    run: Run,
+) -> tuple[dict, dict]:  # ({arm: {seed: figures}}, items); scaled arms are called 'LoRA x 0.5'
     "What has been measured in a comparison's folder"
     out = {}
     for f in sorted(run.path.glob('arms/*/*.json')):
         if not f.stem.isdigit(): continue
         d = read_json(f)
-        for s, v in d['scales'].items(): out.setdefault(d['arm'] if float(s) == 1 else f"{d['arm']} x {float(s):g}", {})[d['seed']] = v
+        for s, v in d['scales'].items():
+            out.setdefault(d['arm'] if float(s) == 1 else f"{d['arm']} x {float(s):g}", {})[d['seed']] = v
     names = [*(f'LoRA x {s:g}' for s in sorted(run.cfg.scales) if s != 1), *run.cfg.arms]
-    whole = {k: out[k] for k in names if set(out.get(k, ())) == set(range(run.cfg.seed, run.cfg.seed + run.cfg.seeds))}
-    if 'LoRA' not in whole: raise ValueError(f'{run.path} has no finished arm LoRA with {run.cfg.seeds} seeds yet: run the comparison again, it goes on')
-    return whole, read_json(run.path/'items.json')
+    whole = {
+        k: out[k]
+        for k in names
+        if set(out.get(k, ())) == set(range(run.cfg.seed, run.cfg.seed + run.cfg.seeds))
+    }
+    if 'LoRA' not in whole:
+        raise ValueError(
+            f'{run.path} has no finished arm LoRA with {run.cfg.seeds} seeds yet: run the comparison '
+            'again, it goes on'
+        )
+    return whole, read_json(run.path / 'items.json')
 
-def resampled(values: np.ndarray, items: dict, factor: str, n: int, rng: np.random.Generator) -> np.ndarray:  # values [arms, seeds, items] -> [n, arms]
-    """Means of every arm when one factor (text, voice, seed) is resampled, the same draws for all arms; for seeds `rng` must be at the same state for all
+def resampled(
+    values: np.ndarray, items: dict, factor: str, n: int, rng: np.random.Generator
+) -> np.ndarray:  # values [arms, seeds, items] -> [n, arms]
+    """Means of every arm when one factor (text, voice, seed) is resampled, the same draws for all arms;
+    for seeds `rng` must be at the same state for all
     figures"""
-    if factor == 'seed': S = values.shape[1]; return rng.multinomial(S, np.full(S, 1/S), size=n)/S @ values.mean(2).T
-    _, i = np.unique(items[factor], return_inverse=True); g = i.max() + 1; w = rng.multinomial(g, np.full(g, 1/g), size=n)[:, i].astype(float)
-    w[w.sum(1) == 0] = 1; return w/w.sum(1, keepdims=True) @ values.mean(1).T
+    if factor == 'seed':
+        S = values.shape[1]
+        return rng.multinomial(S, np.full(S, 1 / S), size=n) / S @ values.mean(2).T
+    _, i = np.unique(items[factor], return_inverse=True)
+    g = i.max() + 1
+    w = rng.multinomial(g, np.full(g, 1 / g), size=n)[:, i].astype(float)
+    w[w.sum(1) == 0] = 1
+    return w / w.sum(1, keepdims=True) @ values.mean(1).T
 
 KINDS = dict(odds='spoken', fall='emotion', drift='neutral', leak='spoken', judged='spoken', words='spoken')
 SHARES = ('judged', 'words')
 
 def compared(run: Run, gain: str = 'odds', n: int = 2000) -> pd.DataFrame:
-    """A row per arm: drift, gain, gain above the scaling line at the arm's own drift, drift below the line at its own gain, with 95 % intervals and p adjusted
+    """A row per arm: drift, gain, gain above the scaling line at the arm's own drift, drift below the line
+    at its own gain, with 95 % intervals and p adjusted
     over the arms (Holm)"""
-    res, items = results(run); arms, S = list(res), sorted(res['LoRA']); cube = {k: np.array([[res[a][s][k] for s in S] for a in arms], float) for k in KINDS}
+    res, items = results(run)
+    arms, S = list(res), sorted(res['LoRA'])
+    cube = {k: np.array([[res[a][s][k] for s in S] for a in arms], float) for k in KINDS}
     line = [arms.index('LoRA' if s == 1 else f'LoRA x {s:g}') for s in sorted(run.cfg.scales)]
-    above = lambda m, i: m[gain][i] - np.interp(m['drift'][i], *ordered(m['drift'][line], m[gain][line]))
-    below = lambda m, i: np.interp(m[gain][i], *ordered(m[gain][line], m['drift'][line])) - m['drift'][i]
+    above = lambda m, i: (
+        m[gain][i] - np.interp(m['drift'][i], *ordered(m['drift'][line], m[gain][line]))
+    )
+    below = lambda m, i: (
+        np.interp(m[gain][i], *ordered(m[gain][line], m['drift'][line])) - m['drift'][i]
+    )
     point = {k: v.mean((1, 2)) for k, v in cube.items()}
-    draw = {f: {k: resampled(v, items[KINDS[k]], f, n, np.random.default_rng(0 if f == 'seed' else [ord(c) for c in f + KINDS[k]])) for k, v in cube.items()}
-            for f in ('text', 'voice', 'seed')}
-    size = lambda f, k: len(S) if f == 'seed' else len(set(items[KINDS[k]][f])); rows = {a: {} for a in arms}
+    draw = {
+        f: {
+            k: resampled(
+                v,
+                items[KINDS[k]],
+                f,
+                n,
+                np.random.default_rng(0 if f == 'seed' else [ord(c) for c in f + KINDS[k]]),
+            )
+            for k, v in cube.items()
+        }
+        for f in ('text', 'voice', 'seed')
+    }
+    size = lambda f, k: len(S) if f == 'seed' else len(set(items[KINDS[k]][f]))
+    rows = {a: {} for a in arms}
     for i, a in enumerate(arms):
-        for k in KINDS: rows[a][k] = combined(point[k][i], [(draw[f][k][:, i].var(), size(f, k)) for f in draw], (0, 1) if k in SHARES else (-np.inf, np.inf))
+        for k in KINDS:
+            rows[a][k] = combined(
+                point[k][i],
+                [(draw[f][k][:, i].var(), size(f, k)) for f in draw],
+                (0, 1) if k in SHARES else (-np.inf, np.inf),
+            )
         for name, stat in (('above', above), ('below', below)):
-            rows[a][name] = combined(stat(point, i),
-                                     [(np.var([stat({k: draw[f][k][d] for k in ('drift', gain)}, i) for d in range(n)]), min(size(f, 'drift'), size(f, gain)))
-                                      for f in draw])
-    others = [a for a in arms if not a.startswith('LoRA x') and a != 'LoRA']; adjusted = holm({a: rows[a]['above']['p'] for a in others}) if others else {}
+            rows[a][name] = combined(
+                stat(point, i),
+                [
+                    (
+                        np.var(
+                            [
+                                stat({k: draw[f][k][d] for k in ('drift', gain)}, i)
+                                for d in range(n)
+                            ]
+                        ),
+                        min(size(f, 'drift'), size(f, gain)),
+                    )
+                    for f in draw
+                ],
+            )
+    others = [a for a in arms if not a.startswith('LoRA x') and a != 'LoRA']
+    adjusted = holm({a: rows[a]['above']['p'] for a in others}) if others else {}
     for a in others: rows[a]['above']['p'] = adjusted[a]
     return pd.DataFrame(rows).T
 
 def ordered(x: np.ndarray, y: np.ndarray) -> tuple:
     "Points of the line for interpolation: x made to rise"
-    return np.maximum.accumulate(x) + 1e-9*np.arange(len(x)), y
+    return np.maximum.accumulate(x) + 1e-9 * np.arange(len(x)), y
 
 def p_shown(p: float) -> str:
     "A p value as text"
-    return '< .001' if p < .001 else f'= {p:.3f}'
+    return '< .001' if p < 0.001 else f'= {p:.3f}'
 
 def verdicts(t: pd.DataFrame) -> dict[str, str]:
     "One sentence per trained arm, from its interval and nothing else"
-    say = (lambda s: 'one seed has no interval' if s['low'] is None else 'above the scaling line' if s['low'] > 0 and s['p'] < .05
-           else 'below the scaling line' if s['high'] < 0 and s['p'] < .05 else 'not above the scaling line')
-    return {a: f"{say(r.above)}: {shown(r.above, 2, '+')} at its drift of {r.drift['value']:+.3f}, p {p_shown(r.above['p'])}" for a, r in t.iterrows()
-            if a != 'LoRA' and not a.startswith('LoRA x')}
+    say = lambda s: (
+        'one seed has no interval'
+        if s['low'] is None
+        else 'above the scaling line'
+        if s['low'] > 0 and s['p'] < 0.05
+        else 'below the scaling line'
+        if s['high'] < 0 and s['p'] < 0.05
+        else 'not above the scaling line'
+    )
+    return {
+        a: f"{say(r.above)}: {shown(r.above, 2, '+')} at its drift of {r.drift['value']:+.3f}, p "
+        f"{p_shown(r.above['p'])}"
+        for a, r in t.iterrows()
+        if a != 'LoRA' and not a.startswith('LoRA x')
+    }
 
 # %% ../nbs/18b_retention.ipynb #dc02237a
-COLUMNS = dict(drift='drift, codebook 0, nats per frame', odds='gain, log odds', fall='gain, NLL fall', judged='judged as the emotion',
-               leak='unmarked: log odds', words='sentence recognised', above='above the line', below='drift saved')
+COLUMNS = dict(
+    drift='drift, codebook 0, nats per frame',
+    odds='gain, log odds',
+    fall='gain, NLL fall',
+    judged='judged as the emotion',
+    leak='unmarked: log odds',
+    words='sentence recognised',
+    above='above the line',
+    below='drift saved',
+)
 
 def shown_table(t: pd.DataFrame) -> pd.DataFrame:
     "`compared` for readers: value [low, high]; the last column is the adjusted p"
-    p = ['' if a == 'LoRA' or a.startswith('LoRA x') else p_shown(s['p']).removeprefix('= ') for a, s in t.above.items()]
-    values = {label: [shown(s, 3 if k in ('drift', 'below') else 2) for s in t[k]] for k, label in COLUMNS.items()}
+    p = [
+        '' if a == 'LoRA' or a.startswith('LoRA x') else p_shown(s['p']).removeprefix('= ')
+        for a, s in t.above.items()
+    ]
+    values = {
+        label: [shown(s, 3 if k in ('drift', 'below') else 2) for s in t[k]] for k, label in COLUMNS.items()
+    }
     return pd.DataFrame(values | {'p, Holm': p}, index=t.index)
 
 def conclusion(t: pd.DataFrame, gain: str = 'odds') -> str:
     "The verdict of every arm as Markdown, the arms furthest above the line first"
-    v = verdicts(t); up = [a for a, x in v.items() if x.startswith('above')]; plain, unit = t.loc['LoRA'], dict(odds='log odds', fall='nats per frame')[gain]
-    head = (f"Plain LoRA gains {shown(plain[gain])} {unit}"
-            + (f", of which {shown(t.loc['LoRA x 0'][gain])} come from the mark alone (scale 0)," if 'LoRA x 0' in t.index and gain == 'odds'
-               else '') + f" and loses {shown(plain.drift)} nats per frame of neutral speech (codebook 0). "
-            + (f"Above the scaling line at the 5 % level, after correction for {len(v)} arms: **{', '.join(up)}**." if up
-               else f'**No arm is above the scaling line** at the 5 % level after correction for {len(v)} arms.'))
-    return head + f" Gain above the line at the arm's own drift, {unit} (p is adjusted, intervals are not):\n\n" + '\n'.join(f'- {a}: {x}'
-        for a, x in sorted(v.items(), key=lambda p: -t.above[p[0]]['value']))
+    v = verdicts(t)
+    up = [a for a, x in v.items() if x.startswith('above')]
+    plain, unit = t.loc['LoRA'], dict(odds='log odds', fall='nats per frame')[gain]
+    head = (
+        f"Plain LoRA gains {shown(plain[gain])} {unit}"
+        + (
+            f", of which {shown(t.loc['LoRA x 0'][gain])} come from the mark alone (scale 0),"
+            if 'LoRA x 0' in t.index and gain == 'odds'
+            else ''
+        )
+        + f" and loses {shown(plain.drift)} nats per frame of neutral speech (codebook 0). "
+        + (
+            f"Above the scaling line at the 5 % level, after correction for {len(v)} arms: "
+            f"**{', '.join(up)}**."
+            if up
+            else f'**No arm is above the scaling line** at the 5 % level after correction for {len(v)} arms.'
+        )
+    )
+    return (
+        head
+        + f" Gain above the line at the arm's own drift, {unit} (p is adjusted, intervals are not):\n\n"
+        + '\n'.join(f'- {a}: {x}' for a, x in sorted(v.items(), key=lambda p: -t.above[p[0]]['value']))
+    )
 
 def health(run: Run) -> pd.DataFrame:
-    "A row per arm and seed with a penalty: the Fisher's health, the calibrated weight, and the penalty at the end"
-    rows = [dict(arm=d['arm'], seed=d['seed'],
-                 **{'halves correlate': h.get('split_half'), 'largest share of a layer': max(h['layers'].values()) if h else None,
-                    'weight': f"{e['weight']:.3g}", 'penalty / task at the end': d['last'].get('penalty_ratio'),
-                    'its gradient / task': round(d['last']['penalty_grad_norm']/d['last']['task_grad_norm'], 4)})
-            for f in sorted(run.path.glob('arms/*/*.json')) if f.stem.isdigit() for d in [read_json(f)] if (e := d['ewc']) for h in [e['fisher']]]
+    """A row per arm and seed with a penalty: the Fisher's health, the calibrated weight, and the penalty
+    at the end"""
+    rows = [
+        dict(
+            arm=d['arm'],
+            seed=d['seed'],
+            **{
+                'halves correlate': h.get('split_half'),
+                'largest share of a layer': max(h['layers'].values()) if h else None,
+                'weight': f"{e['weight']:.3g}",
+                'penalty / task at the end': d['last'].get('penalty_ratio'),
+                'its gradient / task': round(d['last']['penalty_grad_norm'] / d['last']['task_grad_norm'], 4),
+            },
+        )
+        for f in sorted(run.path.glob('arms/*/*.json'))
+        if f.stem.isdigit()
+        for d in [read_json(f)]
+        if (e := d['ewc'])
+        for h in [e['fisher']]
+    ]
     return pd.DataFrame(rows)
 
 # %% ../nbs/18b_retention.ipynb #309fd2f1
-SEQUENCES = {'nothing': dict(rehearsal=0.), 'EWC 10': dict(rehearsal=0., ewc=10.), 'rehearsal of neutral speech': dict(rehearsal=.25, earlier=False),
-             'rehearsal of both': dict(rehearsal=.25), 'all three': dict(rehearsal=.25, distillation=1., ewc=1.)}
+SEQUENCES = {
+    'nothing': dict(rehearsal=0.0),
+    'EWC 10': dict(rehearsal=0.0, ewc=10.0),
+    'rehearsal of neutral speech': dict(rehearsal=0.25, earlier=False),
+    'rehearsal of both': dict(rehearsal=0.25),
+    'all three': dict(rehearsal=0.25, distillation=1.0, ewc=1.0),
+}
 
 def sequences(cfg: RetentionConfig, run: Run, show: bool = True) -> dict[str, dict]:
     "`cfg.sequence` learnt in that order with what each of `SEQUENCES` keeps; finished ones are read"
     out = {}
     for name, how in SEQUENCES.items() if cfg.sequence else ():
-        place = run.path/'sequences'/slug(name); place.parent.mkdir(exist_ok=True)
+        place = run.path / 'sequences' / slug(name)
+        place.parent.mkdir(exist_ok=True)
         same = cfg.model_dump(include=set(TrainConfig.model_fields) | {'source', 'augmented', 'temperature'})
         with FileLock(place.with_suffix('.lock')):
-            if not (place/'transfer.json').exists():
-                one = make_config(ExpressiveConfig,
-                                  **same | PLAIN | how
-                                  | dict(emotions=cfg.sequence, sequential=True, out=str(place), monitor='', patience=0, sample_every=0, validate_every=0,
-                                         trackers=[]))
+            if not (place / 'transfer.json').exists():
+                one = make_config(
+                    ExpressiveConfig,
+                    **same
+                    | PLAIN
+                    | how
+                    | dict(
+                        emotions=cfg.sequence,
+                        sequential=True,
+                        out=str(place),
+                        monitor='',
+                        patience=0,
+                        sample_every=0,
+                        validate_every=0,
+                        trackers=[],
+                    ),
+                )
                 fit_stages(one, Run(place, one), *load_base(cfg), show=False)
-        out[name] = read_json(place/'transfer.json')
-        if show: print(f"{name}: backward transfer {out[name]['backward_transfer']:+.3f}, forgetting {out[name]['forgetting']:.3f}")
+        out[name] = read_json(place / 'transfer.json')
+        if show:
+            print(
+                f"{name}: backward transfer {out[name]['backward_transfer']:+.3f}, forgetting "
+                f"{out[name]['forgetting']:.3f}"
+            )
     return out
 
 def transfer_rows(order: dict[str, dict]) -> pd.DataFrame:
     "NLL of every task after every stage, and the two summaries, a block of rows per arm"
-    return pd.DataFrame([{'kept by': name, 'after': s, **dict(zip(d['tasks'], r)),
-                          **({k.replace('_', ' '): d[k] for k in ('backward_transfer', 'forgetting')} if s == d['stages'][-1] else {})}
-                         for name, d in order.items() for s, r in zip(d['stages'], d['nll'])]).fillna('')
+    return pd.DataFrame(
+        [
+            {
+                'kept by': name,
+                'after': s,
+                **dict(zip(d['tasks'], r)),
+                **(
+                    {k.replace('_', ' '): d[k] for k in ('backward_transfer', 'forgetting')}
+                    if s == d['stages'][-1]
+                    else {}
+                ),
+            }
+            for name, d in order.items()
+            for s, r in zip(d['stages'], d['nll'])
+        ]
+    ).fillna('')
 
 # %% ../nbs/18b_retention.ipynb #2b9bbf3c
 RETENTION_PAGE = '''
@@ -249,17 +471,41 @@ RETENTION_PAGE = '''
 <h2>Verdicts</h2><ul>{% for a, v in verdicts.items() %}<li>{{ a }}: {{ v }}</li>{% endfor %}</ul><h2>By the NLL of recordings</h2><ul>{% for a, v in other.items() %}<li>{{ a }}: {{ v }}</li>{% endfor %}</ul>
 {% if order %}<h2>One after another</h2>{{ grid(order) }}{% endif %}'''
 
-def finish_retention(cfg: RetentionConfig, run: Run, t: pd.DataFrame, other: pd.DataFrame, order: dict) -> Path:
+def finish_retention(
+    cfg: RetentionConfig, run: Run, t: pd.DataFrame, other: pd.DataFrame, order: dict
+) -> Path:
     "`report.json`, figure and page of the comparison"
-    items = read_json(run/'items.json')
-    report = dict(config=cfg.model_dump(exclude={'out'}), table={a: r.to_dict() for a, r in t.iterrows()},
-                  above_by_nll={a: r['above'] for a, r in other.iterrows()}, verdicts=verdicts(t), verdicts_by_nll=verdicts(other), sequences=order,
-                  judge=items['judge'], health=health(run).astype(object).where(lambda d: d.notna(), None).to_dict('records'))
-    write_json(run/'report.json', json.loads(json.dumps(report)))
-    f = save_figure(retention_figure(t,
-                                     dict(odds=f'gain: log odds of {cfg.emotion}, change from the base', fall='gain: NLL fall of emotional recordings, nats')),
-                    run.path/'figures/retention.png')
-    page(run/'index.html', f'What each remedy buys: {cfg.emotion}', RETENTION_PAGE, cfg=cfg, arms=len(cfg.arms),
-         rows=[{'arm': a} | r.to_dict() for a, r in shown_table(t).iterrows()], verdicts=report['verdicts'], other=report['verdicts_by_nll'],
-         order=transfer_rows(order).to_dict('records') if order else [])
+    items = read_json(run / 'items.json')
+    report = dict(
+        config=cfg.model_dump(exclude={'out'}),
+        table={a: r.to_dict() for a, r in t.iterrows()},
+        above_by_nll={a: r['above'] for a, r in other.iterrows()},
+        verdicts=verdicts(t),
+        verdicts_by_nll=verdicts(other),
+        sequences=order,
+        judge=items['judge'],
+        health=health(run).astype(object).where(lambda d: d.notna(), None).to_dict('records'),
+    )
+    write_json(run / 'report.json', json.loads(json.dumps(report)))
+    f = save_figure(
+        retention_figure(
+            t,
+            dict(
+                odds=f'gain: log odds of {cfg.emotion}, change from the base',
+                fall='gain: NLL fall of emotional recordings, nats',
+            ),
+        ),
+        run.path / 'figures/retention.png',
+    )
+    page(
+        run / 'index.html',
+        f'What each remedy buys: {cfg.emotion}',
+        RETENTION_PAGE,
+        cfg=cfg,
+        arms=len(cfg.arms),
+        rows=[{'arm': a} | r.to_dict() for a, r in shown_table(t).iterrows()],
+        verdicts=report['verdicts'],
+        other=report['verdicts_by_nll'],
+        order=transfer_rows(order).to_dict('records') if order else [],
+    )
     return f

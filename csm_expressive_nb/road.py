@@ -17,17 +17,45 @@ from pathlib import Path
 import numpy as np, soundfile as sf, torch, yaml
 from safetensors import safe_open
 
-from .core import EMOTIONS, Occupied, Run, assets, atomic_write, in_order, install_line, lacking, make_config
+from csm_expressive_nb.core import (
+    EMOTIONS,
+    Occupied,
+    Run,
+    assets,
+    atomic_write,
+    in_order,
+    install_line,
+    lacking,
+    make_config,
+)
 from .core import read_json, root, save_tensors, sha256, write_json
 from .audio import SR, Augment
 from .corpora import Clip, write_csv
 from .dataset import Dataset, dataset_of, rank, table
 from .codes import codec_hash, encode
-from .model import TAG, add_lora, check_csm, load_adapter, load_csm, save_csm, text_ids, weights_hash
+from csm_expressive_nb.model import (
+    TAG,
+    add_lora,
+    check_csm,
+    load_adapter,
+    load_csm,
+    save_csm,
+    text_ids,
+    weights_hash,
+)
 from .batches import Item
 from .training import processes, train
 from .fisher import Ewc, FactorEwc, Fisher, Ones, calibrated, fisher_of
-from .continual import drift_kl, evaluation_sentences, neutral_codes, neutral_items, neutral_nll, rehearsable, teach, terms
+from csm_expressive_nb.continual import (
+    drift_kl,
+    evaluation_sentences,
+    neutral_codes,
+    neutral_items,
+    neutral_nll,
+    rehearsable,
+    teach,
+    terms,
+)
 from .speak import generate_kwargs, speak
 from .stats import bootstrap, shown
 from .metrics import Utterance, prosody, status
@@ -43,97 +71,187 @@ class Data:
     adapter: list            # training clips, all emotions, of speakers whose neutral speech is known
     judge: list              # the same of the other splits
     target: list             # Items that are trained on, training split
-    validation: list         # of the same emotions, validation split: they choose the best adapter where `monitor` is set
+    # of the same emotions, validation split: they choose the best adapter where `monitor` is set
+    validation: list
     unseen: list             # of the same emotions, test split: they only measure
     contexts: dict           # neutral Items of the training split by speaker
     rehearsal: list          # neutral Items of the base: rehearsed, and what its Fisher is taken from
     heldout: list            # neutral Items that only measure
     voices: list = field(default_factory=list)
 
-AUGMENT = Augment(semitones=1, tempo=.05, snr_db=30)
+AUGMENT = Augment(semitones=1, tempo=0.05, snr_db=30)
 
 def voice(c: Clip) -> int:  # 1-8
     "Which of eight voices a speaker has, from the number in the corpus"
-    n = int(c.speaker) if c.speaker.isdigit() else int(rank(c.speaker)[:6], 16); return 1 + 2*((n - 1)//2 % 4) + (c.sex == 'female')
+    n = int(c.speaker) if c.speaker.isdigit() else int(rank(c.speaker)[:6], 16)
+    return 1 + 2 * ((n - 1) // 2 % 4) + (c.sex == 'female')
 
 def open_run(cfg) -> Run:
     "The run folder of `cfg`: `out`, or `_reports/<emotion>` at the project root"
-    return Run(Path(cfg.out) if cfg.out else root()/'_reports'/cfg.emotion, cfg)
+    return Run(Path(cfg.out) if cfg.out else root() / '_reports' / cfg.emotion, cfg)
 
 def sides(ds: Dataset) -> tuple[list, list]:  # clips of (the adapter, the judge)
-    "Clips of speakers whose neutral speech is known: the training split for the adapter, the others for the judge"
+    """Clips of speakers whose neutral speech is known: the training split for the adapter, the others for
+    the judge"""
     known = {(c.corpus, c.speaker) for c in ds.select(emotion='neutral')}
-    a, j = ([c for c in ds.select(split=s) if (c.corpus, c.speaker) in known] for s in ('train', ('test', 'validation')))
+    a, j = (
+        [c for c in ds.select(split=s) if (c.corpus, c.speaker) in known]
+        for s in ('train', ('test', 'validation'))
+    )
     if not a or not j:
-        raise ValueError(f'{ds.folder} needs speakers with neutral recordings in the training split and outside it: found {len(a)} and {len(j)} clips of such '
-                         f'speakers. More speakers are needed, or a column `speaker` that tells sessions of one apart, or other --shares')
+        raise ValueError(
+            f'{ds.folder} needs speakers with neutral recordings in the training split and outside it: '
+            f'found {len(a)} and {len(j)} clips of such speakers. More speakers are needed, or a column '
+            '`speaker` that tells sessions of one apart, or other --shares'
+        )
     return a, j
 
 def clip_items(cfg, ds: Dataset, codec, processor, tags: dict, **which) -> list[Item]:
     "Items of the clips with text in the emotions `tags` names; the tag stands between voice and text"
     clips = [c for c in ds.select(**which) if c.text and c.emotion in tags]
-    return [Item(text_ids(processor, c.text, voice(c), tags[c.emotion]), v, weight=c.weight, speaker=f'{c.corpus}/{c.speaker}', text=c.text)
-            for c, v in zip(clips, encode(ds, codec, clips, 4, AUGMENT, cfg.augmented))]
+    return [
+        Item(
+            text_ids(processor, c.text, voice(c), tags[c.emotion]),
+            v,
+            weight=c.weight,
+            speaker=f'{c.corpus}/{c.speaker}',
+            text=c.text,
+        )
+        for c, v in zip(clips, encode(ds, codec, clips, 4, AUGMENT, cfg.augmented))
+    ]
 
 # %% ../nbs/15_road.ipynb #612b457f
-def own_speech(model, processor, texts: list[str], roles: list[int], seed: int = 0, folder: str|Path|None = None, max_frames: int = 75,
-               show: bool = True) -> tuple[list[Item], Path]:  # (items, CSV of what was left out)
-    "The base's own neutral speech: clips that ended by themselves, with half a second of speech or more and at most .75 phoneme errors"
-    key = hashlib.sha256(json.dumps([weights_hash(model), texts, roles, seed, max_frames]).encode()).hexdigest()[:20]
-    f = Path(folder or root()/'_cache'/'rehearsal')/f'{key}.safetensors'; table = f.with_suffix('.csv')
+def own_speech(
+    model,
+    processor,
+    texts: list[str],
+    roles: list[int],
+    seed: int = 0,
+    folder: str | Path | None = None,
+    max_frames: int = 75,
+    show: bool = True,
+) -> tuple[list[Item], Path]:  # (items, CSV of what was left out)
+    """The base's own neutral speech: clips that ended by themselves, with half a second of speech or more
+    and at most .75 phoneme errors"""
+    key = hashlib.sha256(
+        json.dumps([weights_hash(model), texts, roles, seed, max_frames]).encode()
+    ).hexdigest()[:20]
+    f = Path(folder or root() / '_cache' / 'rehearsal') / f'{key}.safetensors'
+    table = f.with_suffix('.csv')
     if not f.exists():
-        got = speak(model, processor, texts, roles, seed=seed, max_frames=max_frames, desc='own neutral speech', show=show)
+        got = speak(
+            model,
+            processor,
+            texts,
+            roles,
+            seed=seed,
+            max_frames=max_frames,
+            desc='own neutral speech',
+            show=show,
+        )
         us = [Utterance(s.audio, s.text, str(s.role)) for s in got if s.ended]
-        rows = iter(metrics.measure(us, {k: {} for k in ('vad', 'per') if status(k) == 'available'}, few=False, show=False)[0] if us else [])
+        rows = iter(
+            metrics.measure(
+                us, {k: {} for k in ('vad', 'per') if status(k) == 'available'}, few=False, show=False
+            )[0]
+            if us
+            else []
+        )
         heard = [next(rows) if s.ended else {} for s in got]
-        why = ['did not stop' if not s.ended else 'no speech' if r.get('speech', 1) < .5 else f"phoneme errors {r['per']:.2f}" if r.get('per', 0) > .75 else ''
-               for s, r in zip(got, heard)]
+        why = [
+            'did not stop'
+            if not s.ended
+            else 'no speech'
+            if r.get('speech', 1) < 0.5
+            else f"phoneme errors {r['per']:.2f}"
+            if r.get('per', 0) > 0.75
+            else ''
+            for s, r in zip(got, heard)
+        ]
         good = [s for s, w in zip(got, why) if not w]
         if not good:
-            raise ValueError(f'none of {len(texts)} clips of the base could be used '
-                             f'({", ".join(f"{n} {w}" for w, n in Counter(w.split(" 0")[0] for w in why).items())}): it cannot rehearse its own speech; set '
-                             f'`rehearsal_from` data, or `rehearsal` 0')
+            raise ValueError(
+                f'none of {len(texts)} clips of the base could be used '
+                f'({", ".join(f"{n} {w}" for w, n in Counter(w.split(" 0")[0] for w in why).items())}): it '
+                'cannot rehearse its own speech; set `rehearsal_from` data, or `rehearsal` 0'
+            )
         write_csv(table, ['text', 'voice', 'reason'], [(s.text, s.role, w) for s, w in zip(got, why) if w])
-        tensors = dict(codes=torch.cat([s.codes for s in good]).to(torch.int16),
-                       length=torch.tensor([len(s.codes) for s in good]), role=torch.tensor([s.role for s in good]))
+        tensors = dict(
+            codes=torch.cat([s.codes for s in good]).to(torch.int16),
+            length=torch.tensor([len(s.codes) for s in good]),
+            role=torch.tensor([s.role for s in good]),
+        )
         save_tensors(tensors, f, dict(texts=json.dumps([s.text for s in good])))
     with safe_open(f, 'pt') as t:
-        codes, roles, texts = (t.get_tensor('codes').long().split(t.get_tensor('length').tolist()), t.get_tensor('role').tolist(),
-                               json.loads(t.metadata()['texts']))
-    return [Item(text_ids(processor, x, r), [c], True, speaker=f'voice {r}', text=x) for x, r, c in zip(texts, roles, codes)], table
+        codes, roles, texts = (
+            t.get_tensor('codes').long().split(t.get_tensor('length').tolist()),
+            t.get_tensor('role').tolist(),
+            json.loads(t.metadata()['texts']),
+        )
+    return [
+        Item(text_ids(processor, x, r), [c], True, speaker=f'voice {r}', text=x)
+        for x, r, c in zip(texts, roles, codes)
+    ], table
 
-def neutral_pools(cfg, run: Run, model, processor, ds: Dataset) -> tuple[list, list]:  # (to rehearse, held out)
+def neutral_pools(
+    cfg, run: Run, model, processor, ds: Dataset
+) -> tuple[list, list]:  # (to rehearse, held out)
     "Neutral items of the base, from where `cfg.rehearsal_from` says; never the target emotion's own clips"
     if cfg.rehearsal_from == 'data':
-        if getattr(cfg, 'emotion', '') == 'neutral': raise ValueError("`rehearsal_from` data would rehearse the target itself: use 'auto' or 'own' for neutral")
-        pools = [[replace(i, rehearsal=True, variants=i.variants[:1]) for i in clip_items(cfg, ds, model.codec_model, processor, {'neutral': ''}, split=s)]
-                 for s in ('train', 'test')]
+        if getattr(cfg, 'emotion', '') == 'neutral':
+            raise ValueError(
+                "`rehearsal_from` data would rehearse the target itself: use 'auto' or 'own' for neutral"
+            )
+        pools = [
+            [
+                replace(i, rehearsal=True, variants=i.variants[:1])
+                for i in clip_items(cfg, ds, model.codec_model, processor, {'neutral': ''}, split=s)
+            ]
+            for s in ('train', 'test')
+        ]
         if not all(pools):
-            raise ValueError(f'{ds.folder} has {len(pools[0])} neutral training clips with text and {len(pools[1])} in the test split: `rehearsal_from` data '
-                             f'needs both')
+            raise ValueError(
+                f'{ds.folder} has {len(pools[0])} neutral training clips with text and {len(pools[1])} in '
+                'the test split: `rehearsal_from` data needs both'
+            )
         return tuple(pools)
-    with safe_open(assets('neutral.safetensors'), 'pt') as f: shipped = f.metadata().get('codec')
-    if cfg.rehearsal_from == 'auto' and shipped == codec_hash(model.codec_model): return neutral_items(processor), neutral_items(processor, 'heldout')
+    with safe_open(assets('neutral.safetensors'), 'pt') as f:
+        shipped = f.metadata().get('codec')
+    if cfg.rehearsal_from == 'auto' and shipped == codec_hash(model.codec_model):
+        return neutral_items(processor), neutral_items(processor, 'heldout')
     (t, r, _), (ht, hr, _) = neutral_codes('rehearsal'), neutral_codes('heldout')
-    out = [own_speech(model, processor, t[:48], r[:48]), own_speech(model, processor, ht[:24], hr[:24], seed=1)]
-    atomic_write(run/'rehearsal.csv', ''.join(f.read_text(encoding='utf-8') for _, f in out)); return tuple(items for items, _ in out)
+    out = [
+        own_speech(model, processor, t[:48], r[:48]),
+        own_speech(model, processor, ht[:24], hr[:24], seed=1),
+    ]
+    atomic_write(run / 'rehearsal.csv', ''.join(f.read_text(encoding='utf-8') for _, f in out))
+    return tuple(items for items, _ in out)
 
 # %% ../nbs/15_road.ipynb #698b3aeb
 def load_base(cfg) -> tuple:  # (model, processor)
-    "The model an adapter of `cfg` is for: `cfg.model`, or the general stage of the run folder `cfg.base` merged into it"
+    """The model an adapter of `cfg` is for: `cfg.model`, or the general stage of the run folder `cfg.base`
+    merged into it"""
     return load_csm(str(merged(cfg.base, cfg.model)) if getattr(cfg, 'base', '') else cfg.model)
 
-def merged(folder: str|Path, model: str = 'nano') -> Path:
-    "`folder`/merged: the model of a finished run with its adapter merged in, an ordinary checkpoint; made once"
-    folder = Path(folder); f, out = folder/'adapter/adapter_model.safetensors', folder/'merged'
-    if not f.exists(): raise FileNotFoundError(f'{folder} has no adapter: `base` is the folder of a finished general stage (csm_expressive finetune --out RUN)')
-    was = yaml.safe_load((folder/'config.yaml').read_text(encoding='utf-8'))['model']
+def merged(folder: str | Path, model: str = 'nano') -> Path:
+    """`folder`/merged: the model of a finished run with its adapter merged in, an ordinary checkpoint;
+    made once"""
+    folder = Path(folder)
+    f, out = folder / 'adapter/adapter_model.safetensors', folder / 'merged'
+    if not f.exists():
+        raise FileNotFoundError(
+            f'{folder} has no adapter: `base` is the folder of a finished general stage (csm_expressive '
+            'finetune --out RUN)'
+        )
+    was = yaml.safe_load((folder / 'config.yaml').read_text(encoding='utf-8'))['model']
     if was != model: raise ValueError(f'{folder} is an adapter of {was}: set `model` to {was}')
-    mark = out/'adapter.sha256'
+    mark = out / 'adapter.sha256'
     if not (mark.exists() and mark.read_text(encoding='utf-8') == sha256(f)):
-        m, p = load_csm(model); m = load_adapter(m, folder/'adapter').merge_and_unload(); check_csm(m)
-        tmp = save_csm(m, p, folder/f'.merged.{os.getpid()}')
-        atomic_write(tmp/'adapter.sha256', sha256(f))
+        m, p = load_csm(model)
+        m = load_adapter(m, folder / 'adapter').merge_and_unload()
+        check_csm(m)
+        tmp = save_csm(m, p, folder / f'.merged.{os.getpid()}')
+        atomic_write(tmp / 'adapter.sha256', sha256(f))
         if out.exists(): shutil.rmtree(out)
         os.replace(tmp, out)
     return out
@@ -144,126 +262,308 @@ def asked(ds: Dataset, emotions) -> None:
     for e in emotions:
         if e not in have:
             near = difflib.get_close_matches(e, have, 1)
-            rows = (ds.folder/'quarantine.csv').read_text(encoding='utf-8').splitlines()
+            rows = (ds.folder / 'quarantine.csv').read_text(encoding='utf-8').splitlines()
             lost = [l for l in rows if 'unknown_emotion' in l]
-            raise ValueError(f'emotion {e!r} is not in {Path(ds.folder).name}'
-                             + (f': did you mean {near[0]!r}?' if near else '') + f' It has {", ".join(have)}'
-                             + (f'; {len(lost)} recordings were set aside for a label that is not known, see quarantine.csv' if lost else ''))
+            raise ValueError(
+                f'emotion {e!r} is not in {Path(ds.folder).name}'
+                + (f': did you mean {near[0]!r}?' if near else '')
+                + f' It has {", ".join(have)}'
+                + (
+                    f'; {len(lost)} recordings were set aside for a label that is not known, see '
+                    'quarantine.csv'
+                    if lost
+                    else ''
+                )
+            )
 
 # %% ../nbs/15_road.ipynb #d41b358d
-def prepare(cfg, run: Run, model, processor, tags: dict|None = None) -> Data:
-    """Open the dataset (prepared first where `source` holds raw recordings) and encode what is needed of the emotions in `tags`, the target emotion by default;
+def prepare(cfg, run: Run, model, processor, tags: dict | None = None) -> Data:
+    """Open the dataset (prepared first where `source` holds raw recordings) and encode what is needed of
+    the emotions in `tags`, the target emotion by default;
     copies `quarantine.csv`"""
-    tags = tags or {cfg.emotion: TAG}; ds = dataset_of(cfg.source, [e for e in tags if e not in EMOTIONS]); asked(ds, tags)
-    shutil.copyfile(ds.folder/'quarantine.csv', run/'quarantine.csv'); a, j = sides(ds)
-    target, validation, unseen = (clip_items(cfg, ds, model.codec_model, processor, tags, split=s) for s in ('train', 'validation', 'test'))
+    tags = tags or {cfg.emotion: TAG}
+    ds = dataset_of(cfg.source, [e for e in tags if e not in EMOTIONS])
+    asked(ds, tags)
+    shutil.copyfile(ds.folder / 'quarantine.csv', run / 'quarantine.csv')
+    a, j = sides(ds)
+    target, validation, unseen = (
+        clip_items(cfg, ds, model.codec_model, processor, tags, split=s)
+        for s in ('train', 'validation', 'test')
+    )
     for name, items in (('training', target), ('test', unseen)):
-        if not items: raise ValueError(f'no {" or ".join(tags)} clip with text in the {name} split: found {table(ds.clips, "split").index.tolist()}')
-    near = clip_items(cfg, ds, model.codec_model, processor, {'neutral': ''}, split='train', emotion='neutral') if cfg.context else []
-    rehearsal, heldout = neutral_pools(cfg, run, model, processor, ds); rehearsal = rehearsable(rehearsal, heldout, cfg.buffer, cfg.seed)
-    return Data(ds, a, j, target, validation, unseen, {s: [i for i in near if i.speaker == s] for s in {i.speaker for i in near}}, rehearsal, heldout,
-                sorted({voice(c) for c in a}))
+        if not items:
+            raise ValueError(
+                f'no {" or ".join(tags)} clip with text in the {name} split: found '
+                f'{table(ds.clips, "split").index.tolist()}'
+            )
+    near = (
+        clip_items(cfg, ds, model.codec_model, processor, {'neutral': ''}, split='train', emotion='neutral')
+        if cfg.context
+        else []
+    )
+    rehearsal, heldout = neutral_pools(cfg, run, model, processor, ds)
+    rehearsal = rehearsable(rehearsal, heldout, cfg.buffer, cfg.seed)
+    return Data(
+        ds,
+        a,
+        j,
+        target,
+        validation,
+        unseen,
+        {s: [i for i in near if i.speaker == s] for s in {i.speaker for i in near}},
+        rehearsal,
+        heldout,
+        sorted({voice(c) for c in a}),
+    )
 
 # %% ../nbs/15_road.ipynb #e57e378b
-def with_teacher(cfg, model, data: Data, before: dict|None = None) -> Data:
+def with_teacher(cfg, model, data: Data, before: dict | None = None) -> Data:
     "`data` whose rehearsal clips carry the teacher's answers, where `distillation_cache` asks for them"
-    return replace(data,
-                   rehearsal=teach(model, data.rehearsal, cfg.distillation_cache, cfg.distillation_temperature, cfg.seed,
-                                   before)) if cfg.distillation_cache else data
+    return (
+        replace(
+            data,
+            rehearsal=teach(
+                model, data.rehearsal, cfg.distillation_cache, cfg.distillation_temperature, cfg.seed, before
+            ),
+        )
+        if cfg.distillation_cache
+        else data
+    )
 
-def anchors(cfg, run: Run, model, data: Data, importance: Fisher|None = None, start: dict|None = None, before: dict|None = None,
-            show: bool = True) -> list[Ewc]:
-    """The penalties `cfg` asks for, calibrated by a pilot run on `model` (which is given back without its adapter); in a sequence `importance`, `start` and
+def anchors(
+    cfg,
+    run: Run,
+    model,
+    data: Data,
+    importance: Fisher | None = None,
+    start: dict | None = None,
+    before: dict | None = None,
+    show: bool = True,
+) -> list[Ewc]:
+    """The penalties `cfg` asks for, calibrated by a pilot run on `model` (which is given back without its
+    adapter); in a sequence `importance`, `start` and
     `before` are those of the stages before"""
     if not cfg.ewc: return []
     if importance is None and cfg.ewc_fisher != 'ones':
-        items = rehearsable(data.rehearsal, data.heldout, cfg.ewc_clips, cfg.seed); name = weights_hash(model)
+        items = rehearsable(data.rehearsal, data.heldout, cfg.ewc_clips, cfg.seed)
+        name = weights_hash(model)
         lora = add_lora(model, cfg.rank, cfg.dropout, cfg.seed, depth_rank=cfg.depth_rank, alpha=cfg.alpha,
                         targets=cfg.targets) if cfg.ewc_fisher == 'factor' else None
         with processes().main_process_first():
-            importance = fisher_of(lora or model, items, name + (f'-{cfg.rank}-{cfg.seed}' if lora else ''), cfg.ewc_fisher, show=show)
-    if cfg.ewc_fisher == 'factor': penalty = FactorEwc(importance, lora); lora.unload()
+            importance = fisher_of(
+                lora or model,
+                items,
+                name + (f'-{cfg.rank}-{cfg.seed}' if lora else ''),
+                cfg.ewc_fisher,
+                show=show,
+            )
+    if cfg.ewc_fisher == 'factor':
+        penalty = FactorEwc(importance, lora)
+        lora.unload()
     else: penalty = Ewc(importance or Ones(), before=before)
-    f, folder = run/'ewc.json', run.path/'pilot'
+    f, folder = run / 'ewc.json', run.path / 'pilot'
     if not f.exists():
-        short = cfg.model_copy(update=dict(steps=cfg.ewc_pilot, ewc=0., trackers=[], monitor='', patience=0, validate_every=0, sample_every=0,
-                                           checkpoint_every=cfg.ewc_pilot))
+        short = cfg.model_copy(
+            update=dict(
+                steps=cfg.ewc_pilot,
+                ewc=0.0,
+                trackers=[],
+                monitor='',
+                patience=0,
+                validate_every=0,
+                sample_every=0,
+                checkpoint_every=cfg.ewc_pilot,
+            )
+        )
         p = Run(folder, short)
-        lora = train(model, short, p, data.target, data.rehearsal if cfg.rehearsal else (), (), data.contexts, terms(cfg, start), start=start, show=show)
-        last = p.metrics('loss')[-max(1, cfg.ewc_pilot//4):]
-        figures_ = calibrated(penalty, lora, float(np.mean([m['loss'] for m in last])), cfg.ewc); lora.unload()
+        lora = train(
+            model,
+            short,
+            p,
+            data.target,
+            data.rehearsal if cfg.rehearsal else (),
+            (),
+            data.contexts,
+            terms(cfg, start),
+            start=start,
+            show=show,
+        )
+        last = p.metrics('loss')[-max(1, cfg.ewc_pilot // 4) :]
+        figures_ = calibrated(penalty, lora, float(np.mean([m['loss'] for m in last])), cfg.ewc)
+        lora.unload()
         if processes().is_main_process:
             write_json(f, figures_ | dict(fisher=penalty.importance.health))
             p.release()
             shutil.rmtree(folder)
         processes().wait_for_everyone()
-    penalty.weight = read_json(f)['weight']; return [penalty]
+    penalty.weight = read_json(f)['weight']
+    return [penalty]
 
 def listener(cfg, run: Run, processor, voices: list, tags: dict, n: int = 3):
-    "A function `(model, step)` that speaks `n` unseen sentences per emotion in `tags`, keeps them and returns means of F0 (Hz), level (dB) and rate"
+    """A function `(model, step)` that speaks `n` unseen sentences per emotion in `tags`, keeps them and
+    returns means of F0 (Hz), level (dB) and rate"""
+
     def listen(model, step):
-        out = {}; folder = run/f'samples/{step + 1:06}/x'
+        out = {}
+        folder = run / f'samples/{step + 1:06}/x'
         for e, tag in tags.items():
-            speech = speak(model, processor, evaluation_sentences()[:n], [voices[i % len(voices)] for i in range(n)], tag, cfg.seed, cfg.temperature,
-                           desc=f'listen {e}', show=False)
-            for i, s in enumerate(speech): sf.write(folder.parent/f'{e}_{i}.wav', s.audio, SR, subtype='PCM_16')
+            speech = speak(
+                model,
+                processor,
+                evaluation_sentences()[:n],
+                [voices[i % len(voices)] for i in range(n)],
+                tag,
+                cfg.seed,
+                cfg.temperature,
+                desc=f'listen {e}',
+                show=False,
+            )
+            for i, s in enumerate(speech):
+                sf.write(folder.parent / f'{e}_{i}.wav', s.audio, SR, subtype='PCM_16')
             rows = [prosody(s.audio, s.text) for s in speech]
             out |= {f'{e}_{k}': round(float(np.nanmean([r[k] for r in rows])), 3)
                     for k in ('f0', 'energy', 'rate')} | {f'{e}_ended': sum(s.ended for s in speech)/n}
         return out
+
     return listen
 
-def fit(cfg, run: Run, model, processor, data: Data, tags: dict|None = None, show: bool = True):
+def fit(cfg, run: Run, model, processor, data: Data, tags: dict | None = None, show: bool = True):
     "Train on `data` as `cfg` says"
-    data = with_teacher(cfg, model, data); penalties = anchors(cfg, run, model, data, show=show)
-    model = train(model, cfg, run, data.target, data.rehearsal if cfg.rehearsal else (), data.validation, data.contexts, terms(cfg), penalties,
-                  listen=listener(cfg, run, processor, data.voices, tags or {cfg.emotion: TAG}), show=show)
-    return load_adapter(load_base(cfg)[0], run/'adapter') if any(hasattr(p, 'placements') for p in model.parameters()) else model       # shards cannot speak
+    data = with_teacher(cfg, model, data)
+    penalties = anchors(cfg, run, model, data, show=show)
+    model = train(
+        model,
+        cfg,
+        run,
+        data.target,
+        data.rehearsal if cfg.rehearsal else (),
+        data.validation,
+        data.contexts,
+        terms(cfg),
+        penalties,
+        listen=listener(cfg, run, processor, data.voices, tags or {cfg.emotion: TAG}),
+        show=show,
+    )
+    # shards cannot speak
+    return (
+        load_adapter(load_base(cfg)[0], run / 'adapter')
+        if any(hasattr(p, 'placements') for p in model.parameters())
+        else model
+    )
 
 # %% ../nbs/15_road.ipynb #a9792ec6
 def sample_sets(cfg, lora, processor, data: Data) -> dict:
     "`Speech` lists: base, base_marked, adapter (marked), adapter_unmarked"
-    texts = evaluation_sentences()[:cfg.sentences]; roles = [data.voices[i % len(data.voices)] for i in range(len(texts))]
-    say = lambda desc, tag: speak(lora, processor, texts, roles, tag, cfg.seed, cfg.temperature, batch=112, desc=desc)
+    texts = evaluation_sentences()[: cfg.sentences]
+    roles = [data.voices[i % len(data.voices)] for i in range(len(texts))]
+    say = lambda desc, tag: speak(
+        lora, processor, texts, roles, tag, cfg.seed, cfg.temperature, batch=112, desc=desc
+    )
     with lora.disable_adapter(): base, marked = say('base', ''), say('base, marked', TAG)
-    return dict(base=base, base_marked=marked, adapter=say('adapter', TAG), adapter_unmarked=say('adapter, unmarked', ''))
+    return dict(
+        base=base,
+        base_marked=marked,
+        adapter=say('adapter', TAG),
+        adapter_unmarked=say('adapter, unmarked', ''),
+    )
 
 def drift(lora, items) -> dict:
-    """NLL (nats per frame, codebook 0) of held-out items with the adapter off and on, the paired difference with its interval over sentences and voices, and
+    """NLL (nats per frame, codebook 0) of held-out items with the adapter off and on, the paired
+    difference with its interval over sentences and voices, and
     the rise by group of codebooks"""
     with lora.disable_adapter(): b = neutral_nll(lora, items)
     a = neutral_nll(lora, items)
-    return dict(base=round(b['c0'], 4), adapter=round(a['c0'], 4),
-                rise=bootstrap(np.array(a['items']) - b['items'], [[i.text or n for n, i in enumerate(items)], [i.speaker or n for n, i in enumerate(items)]]),
-                depth_rise=round(a['depth'] - b['depth'], 4), groups={k: round(a['groups'][k] - b['groups'][k], 4) for k in a['groups']})
+    return dict(
+        base=round(b['c0'], 4),
+        adapter=round(a['c0'], 4),
+        rise=bootstrap(
+            np.array(a['items']) - b['items'],
+            [[i.text or n for n, i in enumerate(items)], [i.speaker or n for n, i in enumerate(items)]],
+        ),
+        depth_rise=round(a['depth'] - b['depth'], 4),
+        groups={k: round(a['groups'][k] - b['groups'][k], 4) for k in a['groups']},
+    )
 
-def judge_of(ds: Dataset) -> tuple[Judge, list[dict]]:  # with its card, and prosody rows of the adapter's recordings
-    "A judge trained on speakers the adapter never heard; its card says how often it is right on the adapter's recordings"
-    a, j = sides(ds); judge = Judge().fit(relative_table(j, prosody_table(ds, j)), [c.emotion for c in j], j); mine = prosody_table(ds, a)
-    judge.cards = {'speakers it never heard, same corpus': card_on(judge, relative_table(a, mine), [c.emotion for c in a],
-                                                                   [f'{c.corpus}/{c.speaker}' for c in a])}
+def judge_of(
+    ds: Dataset,
+) -> tuple[Judge, list[dict]]:  # with its card, and prosody rows of the adapter's recordings
+    """A judge trained on speakers the adapter never heard; its card says how often it is right on the
+    adapter's recordings"""
+    a, j = sides(ds)
+    judge = Judge().fit(relative_table(j, prosody_table(ds, j)), [c.emotion for c in j], j)
+    mine = prosody_table(ds, a)
+    judge.cards = {
+        'speakers it never heard, same corpus': card_on(
+            judge, relative_table(a, mine), [c.emotion for c in a], [f'{c.corpus}/{c.speaker}' for c in a]
+        )
+    }
     return judge, mine
 
 # %% ../nbs/15_road.ipynb #4063ad8d
 def measure(cfg, run: Run, lora, processor, data: Data, speech: dict) -> dict:
     "Everything `report.json` states, from sound and codes made in this run"
-    judge, mine = judge_of(data.ds); card, = judge.cards.values(); save(judge, run/'judge.json')
-    sets = judge_samples(speech, judge, dict.fromkeys(speech, cfg.emotion), ['base', 'adapter'], evaluation_sentences())
-    people = lambda e: [(f'{c.corpus}/{c.speaker}', r) for c, r in zip(data.adapter, mine) if c.emotion == e]; rows = lambda e: [r for _, r in people(e)]
+    judge, mine = judge_of(data.ds)
+    (card,) = judge.cards.values()
+    save(judge, run / 'judge.json')
+    sets = judge_samples(
+        speech, judge, dict.fromkeys(speech, cfg.emotion), ['base', 'adapter'], evaluation_sentences()
+    )
+    people = lambda e: [(f'{c.corpus}/{c.speaker}', r) for c, r in zip(data.adapter, mine) if c.emotion == e]
+    rows = lambda e: [r for _, r in people(e)]
     clusters = [[s.text for s in speech['base']], [s.role for s in speech['base']]]
     return dict(
-        judge=card, judged_as_target={k: s['target'] for k, s in sets.items()}, said={k: s['said'] for k, s in sets.items()},
-        words_recognised={k: sets[k]['words'] for k in ('base', 'adapter')}, words_candidates=len(evaluation_sentences()),
+        judge=card,
+        judged_as_target={k: s['target'] for k, s in sets.items()},
+        said={k: s['said'] for k, s in sets.items()},
+        words_recognised={k: sets[k]['words'] for k in ('base', 'adapter')},
+        words_candidates=len(evaluation_sentences()),
         ended={k: s['ended'] for k, s in sets.items()},
-        prosody={k: {q: round(float(np.nanmean([r[q] for r in s['rows']])), 4) for q in s['rows'][0]} for k, s in sets.items()},
-        gap=prosody_gap(sets['base']['rows'], sets['adapter']['rows'], rows('neutral'), rows(cfg.emotion), clusters),
-        leak=prosody_gap(sets['base']['rows'], sets['adapter_unmarked']['rows'], rows('neutral'), rows(cfg.emotion), clusters),
-        profile=profile({k: sets[k]['rows'] for k in ('base', 'adapter', 'adapter_unmarked')}, people('neutral'), people(cfg.emotion), *clusters),
-        neutral_nll=drift(lora, data.heldout), neutral_kl=drift_kl(lora, data.heldout),
-        neutral_heard=heard_drift(speech['base'], speech['adapter_unmarked'], rows=(sets['base']['rows'], sets['adapter_unmarked']['rows'])),
+        prosody={
+            k: {
+                q: round(float(np.nanmean([r[q] for r in s['rows']])), 4)
+                for q in s['rows'][0]
+            }
+            for k, s in sets.items()
+        },
+        gap=prosody_gap(
+            sets['base']['rows'],
+            sets['adapter']['rows'],
+            rows('neutral'),
+            rows(cfg.emotion),
+            clusters,
+        ),
+        leak=prosody_gap(
+            sets['base']['rows'],
+            sets['adapter_unmarked']['rows'],
+            rows('neutral'),
+            rows(cfg.emotion),
+            clusters,
+        ),
+        profile=profile(
+            {k: sets[k]['rows'] for k in ('base', 'adapter', 'adapter_unmarked')},
+            people('neutral'),
+            people(cfg.emotion),
+            *clusters,
+        ),
+        neutral_nll=drift(lora, data.heldout),
+        neutral_kl=drift_kl(lora, data.heldout),
+        neutral_heard=heard_drift(
+            speech['base'],
+            speech['adapter_unmarked'],
+            rows=(sets['base']['rows'], sets['adapter_unmarked']['rows']),
+        ),
         emotion_nll=drift(lora, data.unseen),
-        clips=dict(adapter=len(data.adapter), judge=len(data.judge), target=len(data.target), validation=len(data.validation), unseen=len(data.unseen),
-                   without_text=sum(not c.text for c in data.ds.clips)), voices=data.voices, dataset=data.ds.info['hash'])
+        clips=dict(
+            adapter=len(data.adapter),
+            judge=len(data.judge),
+            target=len(data.target),
+            validation=len(data.validation),
+            unseen=len(data.unseen),
+            without_text=sum(not c.text for c in data.ds.clips),
+        ),
+        voices=data.voices,
+        dataset=data.ds.info['hash'],
+    )
 
 # %% ../nbs/15_road.ipynb #8f536516
 @torch.no_grad()
@@ -271,12 +571,18 @@ def keep_samples(cfg, run: Run, lora, processor, data: Data, n: int = 4) -> list
     "Write `samples/<i>_base.wav` and `samples/<i>_<emotion>.wav`; returns what is needed to make them again"
     out = []
     for i, text in enumerate(evaluation_sentences()[:n]):
-        role = data.voices[i % len(data.voices)]; d = dict(text=text, role=role, seed=cfg.seed, generate=generate_kwargs(lora, cfg.temperature))
-        with lora.disable_adapter(): base = speak(lora, processor, [text], [role], '', cfg.seed, cfg.temperature, desc='sample')[0]
+        role = data.voices[i % len(data.voices)]
+        d = dict(text=text, role=role, seed=cfg.seed, generate=generate_kwargs(lora, cfg.temperature))
+        with lora.disable_adapter():
+            base = speak(lora, processor, [text], [role], '', cfg.seed, cfg.temperature, desc='sample')[0]
         emo = speak(lora, processor, [text], [role], TAG, cfg.seed, cfg.temperature, desc='sample')[0]
         for name, s, tag in (('base', base, ''), (cfg.emotion, emo, TAG)):
-            f = run/'samples'/f'{i}_{name}.wav'; f.parent.mkdir(exist_ok=True); sf.write(f, s.audio, SR, subtype='FLOAT')
-            d[name] = dict(file=f'samples/{f.name}', prompt=f'<|begin_of_text|>[{role}]{tag}{text}<|end_of_text|>')
+            f = run / 'samples' / f'{i}_{name}.wav'
+            f.parent.mkdir(exist_ok=True)
+            sf.write(f, s.audio, SR, subtype='FLOAT')
+            d[name] = dict(
+                file=f'samples/{f.name}', prompt=f'<|begin_of_text|>[{role}]{tag}{text}<|end_of_text|>'
+            )
         out.append(d)
     return out
 
@@ -284,43 +590,106 @@ def keep_samples(cfg, run: Run, lora, processor, data: Data, n: int = 4) -> list
 def write_figures(cfg, run: Run, report: dict) -> list:
     "The report's figures as PNG in `figures/`; returns them for display"
     from csm_expressive_nb import figures         # matplotlib, which training does without
-    audio = lambda d, k: sf.read(run.path/d[k]['file'], dtype='float32')[0]
+    audio = lambda d, k: sf.read(run.path / d[k]['file'], dtype='float32')[0]
     pairs = [(d['text'], audio(d, 'base'), audio(d, cfg.emotion)) for d in report['samples'][:2]]
-    figs = dict(before_after=figures.before_after(pairs, cfg.emotion), gap=figures.gap_figure(report['gap'], cfg.emotion),
-                profile=figures.profile_figure(report['profile'], cfg.emotion),
-                judge=figures.judge_figure(report['judge'], dict(base=report['said']['base'], adapter=report['said']['adapter']), cfg.emotion),
-                training=figures.training_curves(run))
-    for k, f in figs.items(): figures.save(f, run.path/'figures'/f'{k}.png')
+    figs = dict(
+        before_after=figures.before_after(pairs, cfg.emotion),
+        gap=figures.gap_figure(report['gap'], cfg.emotion),
+        profile=figures.profile_figure(report['profile'], cfg.emotion),
+        judge=figures.judge_figure(
+            report['judge'], dict(base=report['said']['base'], adapter=report['said']['adapter']), cfg.emotion
+        ),
+        training=figures.training_curves(run),
+    )
+    for k, f in figs.items(): figures.save(f, run.path / 'figures' / f'{k}.png')
     return list(figs.values())
 
 def summary(cfg, r: dict) -> list[tuple]:  # (what, base, adapter, remark)
     "The report's headline rows, each with its interval and its yardstick"
-    f = shown; t, w = r['judged_as_target'], r['words_recognised']
+    f = shown
+    t, w = r['judged_as_target'], r['words_recognised']
     recall = r['judge']['recall'].get(cfg.emotion, float('nan'))
-    rows = [(f'judged {cfg.emotion}', f(t['base']), f(t['adapter']),
-             f"the judge finds {recall:.2f} of {cfg.emotion} recordings of speakers it never heard (UAR {f(r['judge']['uar_interval'])}, chance "
-             f"{r['judge']['chance']:.2f})"),
-            (f"sentence recognised among {r['words_candidates']}", f(w['base']), f(w['adapter']),
-             f"n = {w['base']['n']}, chance {1/r['words_candidates']:.3f}"),
-            ('stopped by itself', f(r['ended']['base']), f(r['ended']['adapter']), '')]
-    rows += [(f"{g['unit'].split(',')[0]}: share of the way", '0', f(g['share']),
-              f"recordings shift {g['corpus_shift']:+.2f}, samples {g['shift']['value']:+.2f} ({g['unit'].split(', ')[1]})") for g in r['gap'].values()]
+    rows = [
+        (
+            f'judged {cfg.emotion}',
+            f(t['base']),
+            f(t['adapter']),
+            f"the judge finds {recall:.2f} of {cfg.emotion} recordings of speakers it never heard (UAR "
+            f"{f(r['judge']['uar_interval'])}, chance {r['judge']['chance']:.2f})",
+        ),
+        (
+            f"sentence recognised among {r['words_candidates']}",
+            f(w['base']),
+            f(w['adapter']),
+            f"n = {w['base']['n']}, chance {1 / r['words_candidates']:.3f}",
+        ),
+        ('stopped by itself', f(r['ended']['base']), f(r['ended']['adapter']), ''),
+    ]
+    rows += [
+        (
+            f"{g['unit'].split(',')[0]}: share of the way",
+            '0',
+            f(g['share']),
+            f"recordings shift {g['corpus_shift']:+.2f}, samples {g['shift']['value']:+.2f} "
+            f"({g['unit'].split(', ')[1]})",
+        )
+        for g in r['gap'].values()
+    ]
     n, e, heard = r['neutral_nll'], r['emotion_nll'], r['neutral_heard']
     label = dict(per='phoneme errors', speaker='speaker, cosine', f0='F0, semitones', rate='rate, log2')
-    rows += [(f'unmarked neutral text: {v}', d, '', '') if isinstance(d := heard[k], str)
-             else (f'unmarked neutral text: {v}', f"{d['base']:.2f}", f"{d['tuned']:.2f}", f"change {f(d['change'])}") for k, v in label.items()]
-    rows += [('unmarked neutral text: did not stop', f(heard['stop_failures']['base']), f(heard['stop_failures']['tuned']), '')]
+    rows += [
+        (f'unmarked neutral text: {v}', d, '', '')
+        if isinstance(d := heard[k], str)
+        else (
+            f'unmarked neutral text: {v}',
+            f"{d['base']:.2f}",
+            f"{d['tuned']:.2f}",
+            f"change {f(d['change'])}",
+        )
+        for k, v in label.items()
+    ]
+    rows += [
+        (
+            'unmarked neutral text: did not stop',
+            f(heard['stop_failures']['base']),
+            f(heard['stop_failures']['tuned']),
+            '',
+        )
+    ]
     if 'ewc' in r:
         x, h = r['ewc'], r['ewc']['fisher']
-        rows += [('EWC: penalty over task loss at the end', '', f"{x['penalty_ratio']:.3f}",
-                  f"Fisher: halves of {h['clips']} utterances correlate {h['split_half']:.2f} (.8 wanted), largest layer {max(h['layers'].values()):.0%} of "
-                  f"the trace" if h else 'L2: no Fisher')]
-    return rows + [('neutral speech, held out: NLL of codebook 0', f"{n['base']:.2f}", f"{n['adapter']:.2f}",
-                    f"rise {f(n['rise'])} nats per frame: what the base lost"),
-                   ('neutral speech, held out: KL(base || adapter)', '0', f"{r['neutral_kl']['c0']:.3f}",
-                    'nats per frame, codebook 0; ' + ', '.join(f'{k} {v:.3f}' for k, v in r['neutral_kl'].items() if k != 'c0')),
-                   (f'{cfg.emotion} recordings, unheard speakers: NLL of codebook 0', f"{e['base']:.2f}", f"{e['adapter']:.2f}",
-                    f"change {f(e['rise'])} nats per frame")]
+        rows += [
+            (
+                'EWC: penalty over task loss at the end',
+                '',
+                f"{x['penalty_ratio']:.3f}",
+                f"Fisher: halves of {h['clips']} utterances correlate {h['split_half']:.2f} (.8 wanted), "
+                f"largest layer {max(h['layers'].values()):.0%} of the trace"
+                if h
+                else 'L2: no Fisher',
+            )
+        ]
+    return rows + [
+        (
+            'neutral speech, held out: NLL of codebook 0',
+            f"{n['base']:.2f}",
+            f"{n['adapter']:.2f}",
+            f"rise {f(n['rise'])} nats per frame: what the base lost",
+        ),
+        (
+            'neutral speech, held out: KL(base || adapter)',
+            '0',
+            f"{r['neutral_kl']['c0']:.3f}",
+            'nats per frame, codebook 0; '
+            + ', '.join(f'{k} {v:.3f}' for k, v in r['neutral_kl'].items() if k != 'c0'),
+        ),
+        (
+            f'{cfg.emotion} recordings, unheard speakers: NLL of codebook 0',
+            f"{e['base']:.2f}",
+            f"{e['adapter']:.2f}",
+            f"change {f(e['rise'])} nats per frame",
+        ),
+    ]
 
 EMOTION_PAGE = '''
 <p>Adapter for <b>{{ model }}</b>, trained on {{ report.clips.target }} clips of <b>{{ source }}</b> for {{ cfg.steps }} updates, rehearsal {{ cfg.rehearsal }}, distillation {{ cfg.distillation }}, EWC {{ cfg.ewc }}, seed {{ cfg.seed }}{% if cfg.base %}, from the general stage {{ base }}{% endif %}.
@@ -329,70 +698,119 @@ EMOTION_PAGE = '''
 {% if evaluated %}<h2>Evaluation</h2><p>Several seeds and voices, more metrics, two judges: <a href="evaluation/index.html">the evaluation</a>.</p>{{ picture("figures/evaluation.png", "base, adapter and recordings") }}{% endif %}
 {% if dial %}<h2>Intensity</h2>{{ picture("figures/intensity.png", "figures of merit over the strength of the adapter") }}{% endif %}
 {% for name, alt in figures %}{{ picture("figures/" ~ name ~ ".png", alt) }}{% endfor %}'''
-PICTURES = [('before_after', 'spectrograms with F0, base and adapter'), ('gap', 'share of the way from neutral to the emotion'),
-            ('profile', 'prosodic profile against people'), ('judge', 'what the judge says'), ('training', 'training curves')]
+PICTURES = [
+    ('before_after', 'spectrograms with F0, base and adapter'),
+    ('gap', 'share of the way from neutral to the emotion'),
+    ('profile', 'prosodic profile against people'),
+    ('judge', 'what the judge says'),
+    ('training', 'training curves'),
+]
 
 def write_page(cfg, run: Run, report: dict) -> Path:
-    "`index.html` of the run folder: players, table, figures; needs no network. The run is complete with it, and released"
-    listen = [{'sentence (never trained on)': d['text'], 'voice': d['role'], 'base': pages.player(d['base']['file']),
-               cfg.emotion: pages.player(d[cfg.emotion]['file'])} for d in report['samples']]
-    made = pages.page(run/'index.html', cfg.emotion, EMOTION_PAGE, cfg=cfg, report=report, model=Path(cfg.model).name,
-                      source=Path(cfg.source).name, base=Path(cfg.base).name, listen=listen, figures=PICTURES,
-                      rows=[dict(zip(('', 'base', 'adapter', 'yardstick'), r)) for r in summary(cfg, report)],
-                      evaluated=(run.path/'evaluation.json').exists(), dial=(run.path/'intensity.json').exists())
+    """`index.html` of the run folder: players, table, figures; needs no network. The run is complete with
+    it, and released"""
+    listen = [
+        {
+            'sentence (never trained on)': d['text'],
+            'voice': d['role'],
+            'base': pages.player(d['base']['file']),
+            cfg.emotion: pages.player(d[cfg.emotion]['file']),
+        }
+        for d in report['samples']
+    ]
+    made = pages.page(
+        run / 'index.html',
+        cfg.emotion,
+        EMOTION_PAGE,
+        cfg=cfg,
+        report=report,
+        model=Path(cfg.model).name,
+        source=Path(cfg.source).name,
+        base=Path(cfg.base).name,
+        listen=listen,
+        figures=PICTURES,
+        rows=[dict(zip(('', 'base', 'adapter', 'yardstick'), r)) for r in summary(cfg, report)],
+        evaluated=(run.path / 'evaluation.json').exists(),
+        dial=(run.path / 'intensity.json').exists(),
+    )
     run.release()
     return made
 
-LICENCE_NOTE = ('Adapters inherit the limits of their recordings (RAVDESS: non-commercial, share-alike). Use only voices whose owners agreed, and say that the '
-                'speech is synthetic.')
+LICENCE_NOTE = (
+    'Adapters inherit the limits of their recordings (RAVDESS: non-commercial, share-alike). Use only '
+    'voices whose owners agreed, and say that the speech is synthetic.'
+)
 
 def finish(cfg, run: Run, lora, processor, data: Data, speech: dict) -> dict:
     "Measure, keep samples, write `report.json`, figures, page and the adapter's card"
-    report = measure(cfg, run, lora, processor, data, speech) | dict(config=cfg.model_dump(exclude={'out'}),
-                                                                     samples=keep_samples(cfg, run, lora, processor, data, min(4, cfg.sentences//8)),
-        corpus=sorted({(c.corpus, c.licence) for c in data.adapter}), quarantined=len((run/'quarantine.csv').read_text(encoding='utf-8').splitlines()) - 1)
+    report = measure(cfg, run, lora, processor, data, speech) | dict(
+        config=cfg.model_dump(exclude={'out'}),
+        samples=keep_samples(cfg, run, lora, processor, data, min(4, cfg.sentences // 8)),
+        corpus=sorted({(c.corpus, c.licence) for c in data.adapter}),
+        quarantined=len((run / 'quarantine.csv').read_text(encoding='utf-8').splitlines()) - 1,
+    )
     if cfg.ewc:
         last = run.metrics('loss')[-1]
-        report |= dict(ewc=read_json(run/'ewc.json') | {k: last[k] for k in ('ewc', 'penalty_ratio', 'task_grad_norm', 'penalty_grad_norm')})
-    report = json.loads(json.dumps(report)); write_json(run/'report.json', report)
+        report |= dict(
+            ewc=read_json(run / 'ewc.json')
+            | {k: last[k] for k in ('ewc', 'penalty_ratio', 'task_grad_norm', 'penalty_grad_norm')}
+        )
+    report = json.loads(json.dumps(report))
+    write_json(run / 'report.json', report)
     lines = '\n'.join(f'| {" | ".join(map(str, r))} |' for r in summary(cfg, report))
-    atomic_write(run/'adapter'/'README.md',
-                 f"---\nlibrary_name: peft\nbase_model: {Path(cfg.model).name}\n---\n# {cfg.emotion}\n\nTrained on "
-                 f"{', '.join(f'{c} ({l})' for c, l in report['corpus'])}. {LICENCE_NOTE}\n\n| | base | adapter | |\n|---|---|---|---|\n{lines}\n")
+    atomic_write(
+        run / 'adapter' / 'README.md',
+        f"---\nlibrary_name: peft\nbase_model: {Path(cfg.model).name}\n---\n# {cfg.emotion}\n\nTrained on "
+        f"{', '.join(f'{c} ({l})' for c, l in report['corpus'])}. {LICENCE_NOTE}\n\n| | base | adapter | "
+        f"|\n|---|---|---|---|\n{lines}\n",
+    )
     return report
 
 # %% ../nbs/15_road.ipynb #cd692831
 def reportable(run: Run) -> bool:
-    "Can this installation measure? Where it cannot, say on stderr where the adapter is and which line installs the rest"
+    """Can this installation measure? Where it cannot, say on stderr where the adapter is and which line
+    installs the rest"""
     gone = lacking('eval')
     if gone:
-        print(f'the adapter is in {run.path/"adapter"}. Its report needs {", ".join(gone)}: {install_line("eval")}, '
-              f'then the same command again', file=sys.stderr)
+        print(
+            f'the adapter is in {run.path / "adapter"}. Its report needs {", ".join(gone)}: '
+            f'{install_line("eval")}, then the same command again',
+            file=sys.stderr,
+        )
     return not gone
 
-def emotion_run(cfg, show: bool = True) -> tuple[Run, dict|None]:
+def emotion_run(cfg, show: bool = True) -> tuple[Run, dict | None]:
     "One emotion from data to page, in one call; with several processes, the first one writes the report"
-    run = open_run(cfg); model, processor = load_base(cfg)
+    run = open_run(cfg)
+    model, processor = load_base(cfg)
     with processes().main_process_first(): data = prepare(cfg, run, model, processor)
     lora = fit(cfg, run, model, processor, data, show=show)
     if not processes().is_main_process or not reportable(run):
         return run, None
-    report = finish(cfg, run, lora, processor, data, sample_sets(cfg, lora, processor, data)); write_figures(cfg, run, report); write_page(cfg, run, report)
+    report = finish(cfg, run, lora, processor, data, sample_sets(cfg, lora, processor, data))
+    write_figures(cfg, run, report)
+    write_page(cfg, run, report)
     return run, report
 
-def emotions_run(cfg, emotions: list[str], folder: str|Path, show: bool = True) -> dict[str, str]:
-    """Every emotion in a run folder of its own below `folder`; finished ones are passed over, one that fails leaves its traceback in `error.txt` and the others
+def emotions_run(cfg, emotions: list[str], folder: str | Path, show: bool = True) -> dict[str, str]:
+    """Every emotion in a run folder of its own below `folder`; finished ones are passed over, one that
+    fails leaves its traceback in `error.txt` and the others
     go on. Returns what became of each"""
     out = {}
     for e in emotions:
-        mine = make_config(type(cfg), **cfg.model_dump() | dict(emotion=e, out=str(Path(folder)/e))); place = Path(mine.out)
+        mine = make_config(type(cfg), **cfg.model_dump() | dict(emotion=e, out=str(Path(folder) / e)))
+        place = Path(mine.out)
         try:
-            Run(place, mine); done = (place/'report.json').exists() and (place/'index.html').exists()
+            Run(place, mine)
+            done = (place / 'report.json').exists() and (place / 'index.html').exists()
             report = None if done else emotion_run(mine, show)[1]
-            out[e] = 'finished before' if done else 'done' if report else 'adapter without report'; (place/'error.txt').unlink(missing_ok=True)
+            out[e] = 'finished before' if done else 'done' if report else 'adapter without report'
+            (place / 'error.txt').unlink(missing_ok=True)
         # in work elsewhere, which is no failure
         except Occupied as x: out[e] = f'passed over: {x}'
         except Exception as x:
-            atomic_write(place/'error.txt', traceback.format_exc()); out[e] = f'failed: {x}'; print(f'{e} failed: {x} ({place/"error.txt"})', file=sys.stderr)
-        write_json(Path(folder)/'emotions.json', out)
+            atomic_write(place / 'error.txt', traceback.format_exc())
+            out[e] = f'failed: {x}'
+            print(f'{e} failed: {x} ({place / "error.txt"})', file=sys.stderr)
+        write_json(Path(folder) / 'emotions.json', out)
     return out

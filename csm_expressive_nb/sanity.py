@@ -19,89 +19,207 @@ from .judge import noises
 # %% ../nbs/12a_sanity.ipynb #bd68d615
 def mu_law(x: np.ndarray, bits: int = 4) -> np.ndarray:
     "Coarse logarithmic quantisation (ITU-T G.711's curve)"
-    m = 2**bits - 1; y = np.sign(x)*np.log1p(255*np.abs(x))/np.log(256); y = 2*np.round((y + 1)/2*m)/m - 1
-    return (np.sign(y)*np.expm1(np.abs(y)*np.log(256))/255).astype(np.float32)
+    m = 2**bits - 1
+    y = np.sign(x) * np.log1p(255 * np.abs(x)) / np.log(256)
+    y = 2 * np.round((y + 1) / 2 * m) / m - 1
+    return (np.sign(y) * np.expm1(np.abs(y) * np.log(256)) / 255).astype(np.float32)
 
 def damages(u: Utterance, other: Utterance, seed: int = 0) -> dict[str, Utterance]:
     "The clip and its damaged copies; `other` is a clip of another voice with another text"
-    x = u.audio; now = lambda y: replace(u, audio=np.asarray(y, np.float32)); loud = x*min(1, 10**((-25 - rms_db(x))/20))
-    return dict(clean=u,
-                **{'noise, 20 dB': now(change(x, snr_db=20, seed=seed)), 'noise, 5 dB': now(change(x, snr_db=5, seed=seed)),
-                   '4-bit': now(mu_law(loud/max(1e-9, np.abs(loud).max()))*np.abs(loud).max())},
-                **{f'{k} instead': now(y) for k, y in noises(x, seed).items()},
-                **{'other text': replace(u, text=other.text), 'other voice': replace(u, near=other.near), 'cut at 60 %': now(x[:int(.6*len(x))]),
-                   'said twice': now(np.tile(x, 2)),
-                'a second of silence after': now(np.pad(x, (0, SR))),
-                'pause of .5 s inside': now(np.concatenate([x[:len(x)//2], np.zeros(SR//2), x[len(x)//2:]])), '4 semitones up': now(change(x, semitones=4)),
-                '1.25 times faster': now(change(x, rate=1.25)), '12 dB quieter': now(x*10**(-12/20))})
+    x = u.audio
+    now = lambda y: replace(u, audio=np.asarray(y, np.float32))
+    loud = x * min(1, 10 ** ((-25 - rms_db(x)) / 20))
+    return dict(
+        clean=u,
+        **{
+            'noise, 20 dB': now(change(x, snr_db=20, seed=seed)),
+            'noise, 5 dB': now(change(x, snr_db=5, seed=seed)),
+            '4-bit': now(mu_law(loud / max(1e-9, np.abs(loud).max())) * np.abs(loud).max()),
+        },
+        **{f'{k} instead': now(y) for k, y in noises(x, seed).items()},
+        **{
+            'other text': replace(u, text=other.text),
+            'other voice': replace(u, near=other.near),
+            'cut at 60 %': now(x[: int(0.6 * len(x))]),
+            'said twice': now(np.tile(x, 2)),
+            'a second of silence after': now(np.pad(x, (0, SR))),
+            'pause of .5 s inside': now(
+                np.concatenate([x[: len(x) // 2], np.zeros(SR // 2), x[len(x) // 2 :]])
+            ),
+            '4 semitones up': now(change(x, semitones=4)),
+            '1.25 times faster': now(change(x, rate=1.25)),
+            '12 dB quieter': now(x * 10 ** (-12 / 20)),
+        },
+    )
 
 # %% ../nbs/12a_sanity.ipynb #db62e98d
 NOT_SPEECH = ('silence instead', 'white instead', 'shaped instead', 'tone instead', 'clicks instead')
 MUST = dict(
-    per={'noise, 5 dB': 'up', 'other text': 'up', 'cut at 60 %': 'up', 'said twice': 'up', **{k: 'up' for k in NOT_SPEECH}, '12 dB quieter': ('same', .05)},
-    words={'other text': 'down', **{k: 'down' for k in NOT_SPEECH}, '12 dB quieter': ('same', .02)},
-    speaker={'other voice': 'down', '4 semitones up': 'down', **{k: 'down' for k in NOT_SPEECH if k != 'silence instead'}, '12 dB quieter': ('same', .02)},
-    mos={'noise, 20 dB': 'down', 'noise, 5 dB': 'down', '4-bit': 'down', **{k: 'nothing' for k in NOT_SPEECH}, '12 dB quieter': ('same', .1)},
-    mcd={'noise, 20 dB': 'up', 'noise, 5 dB': 'up', '4-bit': 'up', '12 dB quieter': ('same', .2), **{k: 'up' for k in NOT_SPEECH}},
-    speech={**{k: ('is', 0., 1e-9) for k in NOT_SPEECH}, 'a second of silence after': ('same', .12), '12 dB quieter': ('same', .15)},
-    trailing={'a second of silence after': ('by', 1., .12)},
-    f0={'4 semitones up': ('times', 2**(4/12), .03), '12 dB quieter': ('times', 1., .01), 'cut at 60 %': ('times', 1., .15)},
-    energy={'12 dB quieter': ('by', -12., .05), '4 semitones up': ('same', 2.)},
-    rate={'1.25 times faster': ('times', 1.25, .03), 'cut at 60 %': 'up', 'said twice': 'down'},
-    pauses={'pause of .5 s inside': ('by', .5, .12), '12 dB quieter': ('same', .05)},
-    arousal_cremad={'12 dB quieter': 'down', '4 semitones up': 'up', **{k: 'nothing' for k in NOT_SPEECH}})
+    per={
+        'noise, 5 dB': 'up',
+        'other text': 'up',
+        'cut at 60 %': 'up',
+        'said twice': 'up',
+        **{k: 'up' for k in NOT_SPEECH},
+        '12 dB quieter': ('same', 0.05),
+    },
+    words={'other text': 'down', **{k: 'down' for k in NOT_SPEECH}, '12 dB quieter': ('same', 0.02)},
+    speaker={
+        'other voice': 'down',
+        '4 semitones up': 'down',
+        **{k: 'down' for k in NOT_SPEECH if k != 'silence instead'},
+        '12 dB quieter': ('same', 0.02),
+    },
+    mos={
+        'noise, 20 dB': 'down',
+        'noise, 5 dB': 'down',
+        '4-bit': 'down',
+        **{k: 'nothing' for k in NOT_SPEECH},
+        '12 dB quieter': ('same', 0.1),
+    },
+    mcd={
+        'noise, 20 dB': 'up',
+        'noise, 5 dB': 'up',
+        '4-bit': 'up',
+        '12 dB quieter': ('same', 0.2),
+        **{k: 'up' for k in NOT_SPEECH},
+    },
+    speech={
+        **{k: ('is', 0.0, 1e-9) for k in NOT_SPEECH},
+        'a second of silence after': ('same', 0.12),
+        '12 dB quieter': ('same', 0.15),
+    },
+    trailing={'a second of silence after': ('by', 1.0, 0.12)},
+    f0={
+        '4 semitones up': ('times', 2 ** (4 / 12), 0.03),
+        '12 dB quieter': ('times', 1.0, 0.01),
+        'cut at 60 %': ('times', 1.0, 0.15),
+    },
+    energy={'12 dB quieter': ('by', -12.0, 0.05), '4 semitones up': ('same', 2.0)},
+    rate={'1.25 times faster': ('times', 1.25, 0.03), 'cut at 60 %': 'up', 'said twice': 'down'},
+    pauses={'pause of .5 s inside': ('by', 0.5, 0.12), '12 dB quieter': ('same', 0.05)},
+    arousal_cremad={'12 dB quieter': 'down', '4 semitones up': 'up', **{k: 'nothing' for k in NOT_SPEECH}},
+)
 
-def verdict(must, clean: np.ndarray, damaged: np.ndarray, groups: list) -> tuple[str, bool, dict|None]:  # (expected, came true, difference)
+def verdict(
+    must, clean: np.ndarray, damaged: np.ndarray, groups: list
+) -> tuple[str, bool, dict | None]:  # (expected, came true, difference)
     "Compare values of the clean clips with those of the damaged ones (NaN: no value)"
     if must == 'nothing': return 'no value', bool(np.isnan(damaged).all()), None
     ok = ~np.isnan(clean) & ~np.isnan(damaged)
     if not ok.any(): return str(must), False, None
-    a, b, g = clean[ok], damaged[ok], [x for x, k in zip(groups, ok) if k]; d = bootstrap(b - a, g, n=2000)
-    if must in ('up', 'down'): edge = d['low'] if must == 'up' else d['high']; return must, edge is not None and (edge > 0 if must == 'up' else edge < 0), d
-    kind, *v = must; mid = np.median
-    test = dict(same=lambda t: abs(mid(b - a)) <= t, by=lambda n, t: abs(mid(b - a) - n) <= t, times=lambda n, t: abs(mid(b/a)/n - 1) <= t,
-                **{'is': lambda n, t: np.abs(b - n).max() <= t})[kind]
-    return dict(same='unchanged', by='{:+g}', times='x {:.3g}', **{'is': '{:g}'})[kind].format(*v), bool(test(*v)), d
+    a, b, g = clean[ok], damaged[ok], [x for x, k in zip(groups, ok) if k]
+    d = bootstrap(b - a, g, n=2000)
+    if must in ('up', 'down'):
+        edge = d['low'] if must == 'up' else d['high']
+        return must, edge is not None and (edge > 0 if must == 'up' else edge < 0), d
+    kind, *v = must
+    mid = np.median
+    test = dict(
+        same=lambda t: abs(mid(b - a)) <= t,
+        by=lambda n, t: abs(mid(b - a) - n) <= t,
+        times=lambda n, t: abs(mid(b / a) / n - 1) <= t,
+        **{'is': lambda n, t: np.abs(b - n).max() <= t},
+    )[kind]
+    return (
+        dict(same='unchanged', by='{:+g}', times='x {:.3g}', **{'is': '{:g}'})[kind].format(*v),
+        bool(test(*v)),
+        d,
+    )
 
 # %% ../nbs/12a_sanity.ipynb #10c21bb4
 def sanity(us: list[Utterance], metrics: dict[str, dict], jobs: int = 1, show: bool = True) -> list[dict]:
-    """A row per metric and damage with an expectation: clean and damaged value (means), paired difference with its interval over voices, share of clips that
+    """A row per metric and damage with an expectation: clean and damaged value (means), paired difference
+    with its interval over voices, share of clips that
     moved the expected way, verdict"""
-    others = [next(v for v in us[i:] + us[:i] if v.voice != u.voice and v.text != u.text) for i, u in enumerate(us)]
-    sets = [damages(u, o, i) for i, (u, o) in enumerate(zip(us, others))]; kinds = list(sets[0])
-    flat = [replace(s[k], system=k, reference=s['clean'].audio) for s in sets for k in kinds]; rows, _ = measure(flat, metrics, jobs, show=show)
-    at = {k: [r for r, u in zip(rows, flat) if u.system == k] for k in kinds}; out = []
+    others = [
+        next(v for v in us[i:] + us[:i] if v.voice != u.voice and v.text != u.text)
+        for i, u in enumerate(us)
+    ]
+    sets = [damages(u, o, i) for i, (u, o) in enumerate(zip(us, others))]
+    kinds = list(sets[0])
+    flat = [replace(s[k], system=k, reference=s['clean'].audio) for s in sets for k in kinds]
+    rows, _ = measure(flat, metrics, jobs, show=show)
+    at = {k: [r for r, u in zip(rows, flat) if u.system == k] for k in kinds}
+    out = []
     col = lambda k, m: np.array([float(r.get(m, np.nan)) for r in at[k]])
     for m, musts in MUST.items():
         if not any(m in r for r in at['clean']): continue
         for k, must in musts.items():
-            heard = np.array([m in r for r in at[k]]); a, b = col('clean', m)[heard], col(k, m)[heard]
+            heard = np.array([m in r for r in at[k]])
+            a, b = col('clean', m)[heard], col(k, m)[heard]
             want, ok, d = verdict(must, a, b, [u.voice for u, h in zip(us, heard) if h])
-            moved = '' if must not in ('up', 'down') else f'{np.mean((b > a) if must == "up" else (b < a)):.2f}'
-            out.append(dict(metric=m, damage=k, clean=round(float(np.nanmean(a)), 3), damaged=round(float(np.nanmean(b)), 3) if not np.isnan(b).all()
-                            else None, difference=shown(d, 3, '+'), expected=want, moved=moved, clips=int(heard.sum()), verdict='as expected' if ok
-                            else 'NOT as expected'))
+            moved = (
+                '' if must not in ('up', 'down') else f'{np.mean((b > a) if must == "up" else (b < a)):.2f}'
+            )
+            out.append(
+                dict(
+                    metric=m,
+                    damage=k,
+                    clean=round(float(np.nanmean(a)), 3),
+                    damaged=round(float(np.nanmean(b)), 3) if not np.isnan(b).all() else None,
+                    difference=shown(d, 3, '+'),
+                    expected=want,
+                    moved=moved,
+                    clips=int(heard.sum()),
+                    verdict='as expected' if ok else 'NOT as expected',
+                )
+            )
     return out
 
-def judge_at_chance(us: list[Utterance], judge: dict[str, dict], emotions: list[str], jobs: int = 1, show: bool = True) -> list[dict]:
-    "What judges say of sounds that are no speech, as if each emotion had been asked for: share judged as asked, against chance"
-    flat = [replace(u, audio=y, system=k) for i, u in enumerate(us) for k, y in noises(u.audio, i).items()]
+def judge_at_chance(
+    us: list[Utterance], judge: dict[str, dict], emotions: list[str], jobs: int = 1, show: bool = True
+) -> list[dict]:
+    """What judges say of sounds that are no speech, as if each emotion had been asked for: share judged as
+    asked, against chance"""
+    flat = [
+        replace(u, audio=y, system=k)
+        for i, u in enumerate(us)
+        for k, y in noises(u.audio, i).items()
+    ]
     rows, _ = measure(flat, dict(judge=judge), jobs, show=show)
     names = sorted({k for r in rows for k in r if k.startswith('heard_')})
-    return [dict(judge=n.removeprefix('heard_'), sound=k, clips=len(v),
-                 **{'judged as asked, worst emotion': max(sum(s == e for s in v)/len(v) for e in emotions)}, chance=round(1/len(emotions), 3),
-                 abstained=sum(s == 'no voice' for s in v)/len(v)) for n in names for k in noises(us[0].audio)
-            if (v := [r[n] for r, u in zip(rows, flat) if u.system == k])]
+    return [
+        dict(
+            judge=n.removeprefix('heard_'),
+            sound=k,
+            clips=len(v),
+            **{'judged as asked, worst emotion': max(sum(s == e for s in v) / len(v) for e in emotions)},
+            chance=round(1 / len(emotions), 3),
+            abstained=sum(s == 'no voice' for s in v) / len(v),
+        )
+        for n in names
+        for k in noises(us[0].audio)
+        if (v := [r[n] for r, u in zip(rows, flat) if u.system == k])
+    ]
 
 def real_clips(folders: list, n: int) -> list[Utterance]:
-    """`n` clips of each corpus, evenly spread over its emotions and speakers, with neutral clips (or clips heard as neutral) of the same speaker or sex beside
+    """`n` clips of each corpus, evenly spread over its emotions and speakers, with neutral clips (or clips
+    heard as neutral) of the same speaker or sex beside
     them"""
     out = []
     for f in folders:
-        ds = dataset_of(f); cs = sorted((c for c in ds.clips if c.text), key=lambda c: (c.emotion, c.id))
-        own = {c.speaker for c in cs if c.emotion == 'neutral'}; cs = [c for c in cs if c.speaker in own] if len(own) > 3 else cs
-        calm = lambda c: [d for d in ds.clips if d.id != c.id and d.text and 'neutral' in (d.emotion, d.perceived)
-                          and (d.speaker == c.speaker if len(own) > 3 else d.sex == c.sex)][:4]
-        out += [Utterance(ds.audio(c), c.text, f'{c.corpus}/{c.speaker}', c.emotion, 'recording', near=tuple((ds.audio(d), d.text) for d in calm(c)))
-                for c in (cs[int(i)] for i in np.linspace(0, len(cs) - 1, min(n, len(cs))))]
+        ds = dataset_of(f)
+        cs = sorted((c for c in ds.clips if c.text), key=lambda c: (c.emotion, c.id))
+        own = {c.speaker for c in cs if c.emotion == 'neutral'}
+        cs = [c for c in cs if c.speaker in own] if len(own) > 3 else cs
+        calm = lambda c: [
+            d
+            for d in ds.clips
+            if d.id != c.id
+            and d.text
+            and 'neutral' in (d.emotion, d.perceived)
+            and (d.speaker == c.speaker if len(own) > 3 else d.sex == c.sex)
+        ][:4]
+        out += [
+            Utterance(
+                ds.audio(c),
+                c.text,
+                f'{c.corpus}/{c.speaker}',
+                c.emotion,
+                'recording',
+                near=tuple((ds.audio(d), d.text) for d in calm(c)),
+            )
+            for c in (cs[int(i)] for i in np.linspace(0, len(cs) - 1, min(n, len(cs))))
+        ]
     return out

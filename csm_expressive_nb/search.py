@@ -31,25 +31,38 @@ from tqdm.auto import tqdm
 from .core import Occupied, Run, atomic_write, changed, make_config, unknown
 
 # %% ../nbs/09_search.ipynb #b17a3903
-MEASURES = dict(loss={'c0_weight', 'depth_weight', 'depth_ratio'}, depth={'depth_ratio'}, c0=set())             # settings that redefine the monitored value
+# settings that redefine the monitored value
+MEASURES = dict(loss={'c0_weight', 'depth_weight', 'depth_ratio'}, depth={'depth_ratio'}, c0=set())
 
-def distribution(base, name: str, s: dict|list) -> BaseDistribution:
+def distribution(base, name: str, s: dict | list) -> BaseDistribution:
     "Optuna's distribution for one line of a space, checked against the bounds of `base`'s class"
-    cls, ranged = type(base), isinstance(s, dict); fields = [f for f in cls.model_fields if f not in ('out', 'monitor')]
+    cls, ranged = type(base), isinstance(s, dict)
+    fields = [f for f in cls.model_fields if f not in ('out', 'monitor')]
     if name not in fields: raise ValueError(unknown(name, fields))
     if name in MEASURES[base.monitor]:
-        raise ValueError(f'{name!r} changes what `monitor: {base.monitor}` measures; trials could not be compared. `monitor: c0` can')
+        raise ValueError(
+            f'{name!r} changes what `monitor: {base.monitor}` measures; trials could not be compared. '
+            '`monitor: c0` can'
+        )
     if ranged:
-        for k in s.keys() - (known := ['low', 'high', 'log', 'step']): raise ValueError(f'{name}: {unknown(k, known)}')
-        if not {'low', 'high'} <= s.keys(): raise ValueError(f'{name}: a range needs `low` and `high`')
-    elif not isinstance(s, (list, tuple)) or not s: raise ValueError(f'{name}: {s!r} is neither a list of choices nor a range with `low` and `high`')
-    given = [s['low'], s['high']] if ranged else s; v = [getattr(make_config(cls, **base.model_dump() | {name: x}), name) for x in given]
-    if any(not isinstance(x, (str, int, float, bool, type(None))) for x in v): raise ValueError(f'{name}: a choice is a plain value')
+        for k in s.keys() - (known := ['low', 'high', 'log', 'step']):
+            raise ValueError(f'{name}: {unknown(k, known)}')
+        if not {'low', 'high'} <= s.keys():
+            raise ValueError(f'{name}: a range needs `low` and `high`')
+    elif not isinstance(s, (list, tuple)) or not s:
+        raise ValueError(f'{name}: {s!r} is neither a list of choices nor a range with `low` and `high`')
+    given = [s['low'], s['high']] if ranged else s
+    v = [getattr(make_config(cls, **base.model_dump() | {name: x}), name) for x in given]
+    if any(not isinstance(x, (str, int, float, bool, type(None))) for x in v):
+        raise ValueError(f'{name}: a choice is a plain value')
     if not ranged: return CategoricalDistribution(v)
     kinds = get_args(a := cls.model_fields[name].annotation) or (a,)
-    kind = {float: FloatDistribution, int: IntDistribution}.get(float if float in kinds else int if int in kinds else None)
+    kind = {float: FloatDistribution, int: IntDistribution}.get(
+        float if float in kinds else int if int in kinds else None
+    )
     if not kind: raise ValueError(f'{name}: no number, give a list of choices')
-    try: return kind(*v, **{k: s[k] for k in ('log', 'step') if s.get(k)})
+    try:
+        return kind(*v, **{k: s[k] for k in ('log', 'step') if s.get(k)})
     except ValueError as e: raise ValueError(f'{name}: {e}') from None
 
 # %% ../nbs/09_search.ipynb #34a8a879
@@ -61,28 +74,52 @@ def distributions(base, space: dict) -> dict[str, BaseDistribution]:
 
 def suggest(trial, dists: dict[str, BaseDistribution]) -> dict:
     "Settings for one trial"
+
     def one(n, d):
-        if isinstance(d, CategoricalDistribution): return trial.suggest_categorical(n, d.choices)
-        return (trial.suggest_int if isinstance(d, IntDistribution) else trial.suggest_float)(n, d.low, d.high, step=d.step, log=d.log)
+        if isinstance(d, CategoricalDistribution):
+            return trial.suggest_categorical(n, d.choices)
+        return (trial.suggest_int if isinstance(d, IntDistribution) else trial.suggest_float)(
+            n, d.low, d.high, step=d.step, log=d.log
+        )
+
     return {n: one(n, d) for n, d in dists.items()}
 
 # %% ../nbs/09_search.ipynb #a3801e1a
 class Journal(JournalStorage, BaseHeartbeat):
-    "Journal file with heartbeat: a file per running trial below `<path>.alive`, aged by the clock of the file system"
-    def __init__(self, path: str|Path, heartbeat: int, grace: int, callback):
+    """Journal file with heartbeat: a file per running trial below `<path>.alive`, aged by the clock of the
+    file system"""
+
+    def __init__(self, path: str | Path, heartbeat: int, grace: int, callback):
         # resolved: a lock that links to a relative path never expires
-        path = Path(path).resolve(); path.parent.mkdir(parents=True, exist_ok=True)
-        self.alive, self.every, self.grace, self.callback = path.with_name(path.name + '.alive'), heartbeat, grace, callback
-        self.alive.mkdir(exist_ok=True); mend(path); super().__init__(JournalFileBackend(str(path)))
-    def record_heartbeat(self, trial_id: int): (self.alive/str(trial_id)).touch()
+        path = Path(path).resolve()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.alive, self.every, self.grace, self.callback = (
+            path.with_name(path.name + '.alive'),
+            heartbeat,
+            grace,
+            callback,
+        )
+        self.alive.mkdir(exist_ok=True)
+        mend(path)
+        super().__init__(JournalFileBackend(str(path)))
+
+    def record_heartbeat(self, trial_id: int): (self.alive / str(trial_id)).touch()
     def get_heartbeat_interval(self) -> int: return self.every
     def get_heartbeat_stale_trial_callback(self): return self.callback
+
     def _get_stale_trial_ids(self, study_id: int) -> list[int]:
-        (now := self.alive/f'now-{platform.node()}-{os.getpid()}').touch(); t = now.stat().st_mtime; now.unlink()
-        return [x._trial_id for x in self.get_all_trials(study_id, deepcopy=False, states=(TrialState.RUNNING,)) if t - self.seen(x._trial_id) > self.grace]
+        (now := self.alive / f'now-{platform.node()}-{os.getpid()}').touch()
+        t = now.stat().st_mtime
+        now.unlink()
+        return [
+            x._trial_id
+            for x in self.get_all_trials(study_id, deepcopy=False, states=(TrialState.RUNNING,))
+            if t - self.seen(x._trial_id) > self.grace
+        ]
+
     def seen(self, trial_id: int) -> float:  # file system time
         "Last sign of life; a trial without one is given its first now"
-        if not (f := self.alive/str(trial_id)).exists(): f.touch()
+        if not (f := self.alive / str(trial_id)).exists(): f.touch()
         return f.stat().st_mtime
 
 def mend(path: Path):
@@ -90,7 +127,8 @@ def mend(path: Path):
     if not path.exists() or not path.stat().st_size: return
     (lock := JournalFileSymlinkLock(str(path))).acquire()
     try:
-        if not (b := path.read_bytes()).endswith(b'\n'): os.truncate(path, b.rfind(b'\n') + 1)
+        if not (b := path.read_bytes()).endswith(b'\n'):
+            os.truncate(path, b.rfind(b'\n') + 1)
     finally: lock.release()
 
 # %% ../nbs/09_search.ipynb #e7af6a0f
@@ -99,35 +137,53 @@ RETRIES = 10
 
 class Database(RDBStorage):
     "Optuna's database storage, in which a process killed before its first heartbeat goes stale too"
+
     def _get_stale_trial_ids(self, study_id: int) -> list[int]:
         for t in self.get_all_trials(study_id, deepcopy=False, states=(TrialState.RUNNING,)):
-            with self.scoped_session() as s: none = models.TrialHeartbeatModel.where_trial_id(t._trial_id, s) is None
+            with self.scoped_session() as s:
+                none = models.TrialHeartbeatModel.where_trial_id(t._trial_id, s) is None
             if none: self.record_heartbeat(t._trial_id)
         return super()._get_stale_trial_ids(study_id)
 
 def database(url: str, tries: int = 4, **kw) -> Database:
     "Database storage; two machines that make the tables in the same moment are told apart by trying again"
-    try: return Database(url, dict(connect_args=dict(timeout=60)) if url.startswith('sqlite') else None, **kw)
+    try:
+        return Database(url, dict(connect_args=dict(timeout=60)) if url.startswith('sqlite') else None, **kw)
     except sqlalchemy.exc.DatabaseError:
         if tries <= 1: raise
-    time.sleep(random.random()/2); return database(url, tries - 1, **kw)
+    time.sleep(random.random() / 2)
+    return database(url, tries - 1, **kw)
 
-def storage(where: str|Path|BaseStorage, heartbeat: int = 60,
-            grace: int|None = None) -> BaseStorage:  # grace: 5 heartbeats, since NFS may show a file a minute late
+def storage(
+    where: str | Path | BaseStorage, heartbeat: int = 60, grace: int | None = None
+) -> BaseStorage:  # grace: 5 heartbeats, since NFS may show a file a minute late
     "Journal for a path in `.journal` or `.log`, database for a URL; both with heartbeat"
     if isinstance(where, BaseStorage): return where
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', optuna.exceptions.ExperimentalWarning)
-        again, grace = RetryHeartbeatStaleTrialCallback(RETRIES, inherit_intermediate_values=True), grace or 5*heartbeat
-        if '://' in str(where): return database(str(where), heartbeat_interval=heartbeat, grace_period=grace, heartbeat_stale_trial_callback=again)
+        again, grace = (
+            RetryHeartbeatStaleTrialCallback(RETRIES, inherit_intermediate_values=True),
+            grace or 5 * heartbeat,
+        )
+        if '://' in str(where):
+            return database(
+                str(where),
+                heartbeat_interval=heartbeat,
+                grace_period=grace,
+                heartbeat_stale_trial_callback=again,
+            )
     if Path(where).suffix not in ('.journal', '.log'):
-        raise ValueError(f'{where}: a storage is a path in .journal or .log, or a URL such as sqlite:///search.db or postgresql://...')
+        raise ValueError(
+            f'{where}: a storage is a path in .journal or .log, or a URL such as sqlite:///search.db or '
+            'postgresql://...'
+        )
     return Journal(where, heartbeat, grace, again)
 
 # %% ../nbs/09_search.ipynb #200cd990
 def placed(study) -> list:
     "The trials that count towards the total, by number"
-    ts = study.get_trials(deepcopy=False); replaced = {n for t in ts for n in t.system_attrs.get('retry_history', ())}
+    ts = study.get_trials(deepcopy=False)
+    replaced = {n for t in ts for n in t.system_attrs.get('retry_history', ())}
     return [t for t in ts if t.number not in replaced and not t.user_attrs.get('surplus')]
 
 def place(study, number: int) -> int:
@@ -137,34 +193,58 @@ def place(study, number: int) -> int:
 class PlacedTPE(optuna.samplers.BaseSampler):
     "TPE whose generator depends on `seed` and on the place of the trial only"
     def __init__(self, seed: int = 0, **kw): self.seed, self.kw = seed, kw
+
     def at(self, study, trial, name: str = ''):
-        s = np.random.SeedSequence([self.seed, place(study, trial.number), zlib.crc32(name.encode())]).generate_state(1)
+        s = np.random.SeedSequence(
+            [self.seed, place(study, trial.number), zlib.crc32(name.encode())]
+        ).generate_state(1)
         return optuna.samplers.TPESampler(seed=int(s[0]), **self.kw)
-    def infer_relative_search_space(self, study, trial): return self.at(study, trial).infer_relative_search_space(study, trial)
-    def sample_relative(self, study, trial, search_space): return self.at(study, trial).sample_relative(study, trial, search_space)
+
+    def infer_relative_search_space(self, study, trial):
+        return self.at(study, trial).infer_relative_search_space(study, trial)
+
+    def sample_relative(self, study, trial, search_space):
+        return self.at(study, trial).sample_relative(study, trial, search_space)
+
     def sample_independent(self, study, trial, param_name, param_distribution):
-        return self.at(study, trial, param_name).sample_independent(study, trial, param_name, param_distribution)
+        return self.at(study, trial, param_name).sample_independent(
+            study, trial, param_name, param_distribution
+        )
 
 # %% ../nbs/09_search.ipynb #42d12e91
 def open_study(store: BaseStorage, name: str, base, space: dict, sampler=None, pruner=None) -> optuna.Study:
     "The study `name`, new or continued with the same `base` and `space`"
-    study = optuna.create_study(study_name=name, storage=store, load_if_exists=True, sampler=sampler, pruner=pruner)
-    for k, v in dict(base=base.model_dump(mode='json', exclude={'out'}), space=json.loads(json.dumps(space))).items():
+    study = optuna.create_study(
+        study_name=name, storage=store, load_if_exists=True, sampler=sampler, pruner=pruner
+    )
+    for k, v in dict(
+        base=base.model_dump(mode='json', exclude={'out'}), space=json.loads(json.dumps(space))
+    ).items():
         if k not in study.user_attrs: study.set_user_attr(k, v)
-        if diff := changed(study.user_attrs[k], v): raise ValueError(f'study {name!r} was made with another {k} ({diff}): choose another `name` or storage')
+        if diff := changed(study.user_attrs[k], v):
+            raise ValueError(
+                f'study {name!r} was made with another {k} ({diff}): choose another `name` or storage'
+            )
     return study
 
 @contextmanager
 def quiet():
     "Optuna says errors only; what happens to a trial is said here once"
-    before = optuna.logging.get_verbosity(); optuna.logging.set_verbosity(optuna.logging.ERROR)
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        with warnings.catch_warnings(): warnings.simplefilter('ignore', optuna.exceptions.ExperimentalWarning); yield
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', optuna.exceptions.ExperimentalWarning)
+            yield
     finally: optuna.logging.set_verbosity(before)
 
 # %% ../nbs/09_search.ipynb #5ef5cf30
-class Surplus(Exception): "Another process took the last place"
-class Leave(BaseException): "Carries an exception past Optuna, which would tell the trial a second time"
+class Surplus(Exception):
+    "Another process took the last place"
+
+class Leave(BaseException):
+    "Carries an exception past Optuna, which would tell the trial a second time"
+
 FAILURES = (ArithmeticError, torch.OutOfMemoryError, Surplus, Occupied)
 
 def frozen(trial):
@@ -173,48 +253,78 @@ def frozen(trial):
 
 def watcher(trial, monitor: str):
     "`watch` of the training loop: report, and prune where the pruner says so"
+
     def watch(step: int, values: dict):
-        if (t := frozen(trial)).state != TrialState.RUNNING: raise Leave(None)                                    # taken
-        if not math.isfinite(v := values[monitor]): raise FloatingPointError(f'validation {monitor} is {v} after update {step + 1}')
-        if step not in t.intermediate_values: trial.report(v, step)                                               # a resumed run says some things twice
+        if (t := frozen(trial)).state != TrialState.RUNNING: raise Leave(None)  # taken
+        if not math.isfinite(v := values[monitor]):
+            raise FloatingPointError(f'validation {monitor} is {v} after update {step + 1}')
+        if step not in t.intermediate_values: trial.report(v, step)  # a resumed run says some things twice
         if trial.should_prune(): raise optuna.TrialPruned(f'after update {step + 1}')
+
     return watch
 
 def give_back(trial, why: str):
     "Fail a trial and queue its settings again, unless that happened too often"
-    t = frozen(trial); trial.set_user_attr('reason', why); trial.study.tell(trial, state=TrialState.FAIL)
-    if t.params: RetryHeartbeatStaleTrialCallback(RETRIES, inherit_intermediate_values=True)(trial.study, t)
+    t = frozen(trial)
+    trial.set_user_attr('reason', why)
+    trial.study.tell(trial, state=TrialState.FAIL)
+    if t.params:
+        RetryHeartbeatStaleTrialCallback(RETRIES, inherit_intermediate_values=True)(trial.study, t)
 
 # %% ../nbs/09_search.ipynb #08b039a1
 def objective(job, base, space: dict, out: Path, trials: int):
     "What Optuna minimises: `job` with suggested settings in a folder of its own"
     dists = distributions(base, space)
+
     def one(trial) -> float:
         try:
-            if place(trial.study, trial.number) >= trials: trial.set_user_attr('surplus', True); raise Surplus('another process took the last place')
+            if place(trial.study, trial.number) >= trials:
+                trial.set_user_attr('surplus', True)
+                raise Surplus('another process took the last place')
             trial.set_user_attr('worker', f'{platform.node()}:{os.getpid()}')
-            folder = out/f'trial-{frozen(trial).system_attrs.get("failed_trial", trial.number):05}'
+            folder = out / f'trial-{frozen(trial).system_attrs.get("failed_trial", trial.number):05}'
             cfg = make_config(type(base), **base.model_dump() | suggest(trial, dists) | dict(out=str(folder)))
             value = float(job(cfg, Run(folder, cfg), watcher(trial, cfg.monitor)))
             if frozen(trial).state != TrialState.RUNNING: raise Leave(None)
             if not math.isfinite(value): raise FloatingPointError(f'the job returned {value}')
             return value
         except (optuna.TrialPruned, Leave): raise
-        except FAILURES as e: trial.set_user_attr('reason', f'{type(e).__name__}: {e}'); raise
-        except BaseException as e: give_back(trial, f'{type(e).__name__}: {e}'); raise Leave(e)
+        except FAILURES as e:
+            trial.set_user_attr('reason', f'{type(e).__name__}: {e}')
+            raise
+        except BaseException as e:
+            give_back(trial, f'{type(e).__name__}: {e}')
+            raise Leave(e)
+
     return one
 
 # %% ../nbs/09_search.ipynb #fe61a929
 def trials_table(study) -> pd.DataFrame:
     "Every trial: state, value, seconds, why it failed, which trial it tries again, who ran it, settings"
-    ts = study.get_trials(deepcopy=False); again = {t.system_attrs['retry_history'][-1]: t.number for t in ts if t.system_attrs.get('retry_history')}
+    ts = study.get_trials(deepcopy=False)
+    again = {t.system_attrs['retry_history'][-1]: t.number for t in ts if t.system_attrs.get('retry_history')}
+
     def reason(t):
         why = t.user_attrs.get('reason') or ('no sign of life' if t.state == TrialState.FAIL else '')
         return f'{why}; again as trial {again[t.number]}' if t.number in again else why
-    return pd.DataFrame([dict(trial=t.number, state=t.state.name, value=t.value, seconds=round(t.duration.total_seconds(), 3) if t.duration else None,
-                              updates=(t.last_step + 1) if t.last_step is not None else 0, reason=reason(t),
-                              retry_of=t.system_attrs.get('failed_trial', ''), worker=t.user_attrs.get('worker', ''),
-                              **t.params) for t in ts], columns=None if ts else ['trial', 'state', 'value', 'reason'])
+
+    return pd.DataFrame(
+        [
+            dict(
+                trial=t.number,
+                state=t.state.name,
+                value=t.value,
+                seconds=round(t.duration.total_seconds(), 3) if t.duration else None,
+                updates=(t.last_step + 1) if t.last_step is not None else 0,
+                reason=reason(t),
+                retry_of=t.system_attrs.get('failed_trial', ''),
+                worker=t.user_attrs.get('worker', ''),
+                **t.params,
+            )
+            for t in ts
+        ],
+        columns=None if ts else ['trial', 'state', 'value', 'reason'],
+    )
 
 def completed(study) -> list:
     "Trials that ended with a value"
@@ -222,29 +332,56 @@ def completed(study) -> list:
 
 def write_results(study, base, out: Path):
     "`trials.csv`, and `best.yaml` once a trial is complete"
-    atomic_write(out/'trials.csv', trials_table(study).to_csv(index=False))
+    atomic_write(out / 'trials.csv', trials_table(study).to_csv(index=False))
     if not completed(study): return
-    best = study.best_trial; cfg = make_config(type(base), **base.model_dump() | best.params)
-    atomic_write(out/'best.yaml', f'# trial {best.number} of {len(placed(study))}: {best.value}\n' + yaml.safe_dump(cfg.model_dump(), sort_keys=False))
+    best = study.best_trial
+    cfg = make_config(type(base), **base.model_dump() | best.params)
+    atomic_write(
+        out / 'best.yaml',
+        f'# trial {best.number} of {len(placed(study))}: {best.value}\n'
+        + yaml.safe_dump(cfg.model_dump(), sort_keys=False),
+    )
 
 # %% ../nbs/09_search.ipynb #841b3199
-def search(job, base, space: dict, out: str|Path, trials: int = 20, where: str|Path|BaseStorage = '', seed: int = 0, pruner=None, sampler=None,
-           name: str = 'search', show: bool = True) -> optuna.Study:
-    "Search until `trials` places are filled; `job(cfg, run, watch) -> value` trains one. Same `where` and `name`: continued, or shared"
-    out = Path(out); store = storage(where or out/'search.journal'); beat = store.get_heartbeat_interval() if isinstance(store, BaseHeartbeat) else None
+def search(
+    job,
+    base,
+    space: dict,
+    out: str | Path,
+    trials: int = 20,
+    where: str | Path | BaseStorage = '',
+    seed: int = 0,
+    pruner=None,
+    sampler=None,
+    name: str = 'search',
+    show: bool = True,
+) -> optuna.Study:
+    """Search until `trials` places are filled; `job(cfg, run, watch) -> value` trains one. Same `where`
+    and `name`: continued, or shared"""
+    out = Path(out)
+    store = storage(where or out / 'search.journal')
+    beat = store.get_heartbeat_interval() if isinstance(store, BaseHeartbeat) else None
     distributions(base, space)
-    pruner = pruner or optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=base.steps//5)              # the first fifth says little: warm-up
+    # the first fifth says little: warm-up
+    pruner = pruner or optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=base.steps // 5)
     with quiet(), tqdm(total=trials, desc='search', unit='trial', disable=not show) as bar:
-        study = open_study(store, name, base, space, sampler or PlacedTPE(seed), pruner); one, said = objective(job, base, space, out, trials), None
+        study = open_study(store, name, base, space, sampler or PlacedTPE(seed), pruner)
+        one, said = objective(job, base, space, out, trials), None
         while True:
             if beat: optuna.storages.fail_stale_trials(study)
-            ts = placed(study)[:trials]; bar.n = sum(t.state.is_finished() for t in ts)
+            ts = placed(study)[:trials]
+            bar.n = sum(t.state.is_finished() for t in ts)
             bar.set_postfix(best=min((t.value for t in completed(study)), default=None))
-            if (now := [t.state for t in placed(study)]) != said: said = now; write_results(study, base, out)
+            if (now := [t.state for t in placed(study)]) != said:
+                said = now
+                write_results(study, base, out)
             if len(ts) == trials and not any(t.state == TrialState.WAITING for t in ts):
                 if not beat or all(t.state.is_finished() for t in ts): break
-                time.sleep(min(beat, 5)/2); continue                                                              # others still run
-            try: study.optimize(one, 1, catch=FAILURES)
+                # others still run
+                time.sleep(min(beat, 5) / 2)
+                continue
+            try:
+                study.optimize(one, 1, catch=FAILURES)
             except Leave as e:
                 write_results(study, base, out)
                 if e.args[0] is not None: raise e.args[0] from None
@@ -253,33 +390,57 @@ def search(job, base, space: dict, out: str|Path, trials: int = 20, where: str|P
 
 def report_failures(study):
     "Say what failed; nothing is dropped silently"
-    t = trials_table(study); bad = t[t.state == 'FAIL'] if len(t) else t
-    if len(bad): print(f'{len(bad)} of {len(t)} trials failed:', *[f'  trial {x.trial}: {x.reason}' for x in bad.itertuples()], sep='\n')
+    t = trials_table(study)
+    bad = t[t.state == 'FAIL'] if len(t) else t
+    if len(bad):
+        print(
+            f'{len(bad)} of {len(t)} trials failed:',
+            *[f'  trial {x.trial}: {x.reason}' for x in bad.itertuples()],
+            sep='\n',
+        )
 
 # %% ../nbs/09_search.ipynb #178a32ea
 def search_figures(study, label: str = '') -> dict:  # name -> figure
     "`history` and `importance`; with too few completed trials a figure that says so"
-    label = label or f"validation {study.user_attrs.get('base', {}).get('monitor', 'value')}, nats per frame"; n = len(completed(study))
-    few = f'{n} completed trial{"s"*(n != 1)}'
+    label = label or f"validation {study.user_attrs.get('base', {}).get('monitor', 'value')}, nats per frame"
+    n = len(completed(study))
+    few = f'{n} completed trial{"s" * (n != 1)}'
     with quiet(), plt.rc_context({'figure.max_open_warning': 0}):
-        return dict(history=history(study, label) if n else blank(f'no history: {few}'), importance=importance(study, label) if n > 1
-                    else blank(f'no importance: needs 2 completed trials, has {few}'))
+        return dict(
+            history=history(study, label) if n else blank(f'no history: {few}'),
+            importance=importance(study, label)
+            if n > 1
+            else blank(f'no importance: needs 2 completed trials, has {few}'),
+        )
 
 def blank(text: str):
     "A figure that only says `text`"
-    fig, ax = plt.subplots(figsize=(6, 1.2)); ax.axis('off'); ax.text(.5, .5, text, ha='center', va='center'); return fig
+    fig, ax = plt.subplots(figsize=(6, 1.2))
+    ax.axis('off')
+    ax.text(0.5, 0.5, text, ha='center', va='center')
+    return fig
 
 def history(study, label: str):
     "Value by trial, the best so far, and where pruned trials stopped"
     ax = optuna.visualization.matplotlib.plot_optimization_history(study, target_name='completed')
     cut = study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
-    ax.scatter([t.number for t in cut], [t.value for t in cut], c='#7f7f7f', marker='x', label='pruned, last value'); ax.lines[0].set_label('best so far')
-    ax.legend(fontsize=8, loc='lower left', bbox_to_anchor=(0, 1), ncol=3); ax.set(title='', xlabel='trial', ylabel=label); ax.figure.set_size_inches(7, 3)
+    ax.scatter(
+        [t.number for t in cut], [t.value for t in cut], c='#7f7f7f', marker='x', label='pruned, last value'
+    )
+    ax.lines[0].set_label('best so far')
+    ax.legend(fontsize=8, loc='lower left', bbox_to_anchor=(0, 1), ncol=3)
+    ax.set(title='', xlabel='trial', ylabel=label)
+    ax.figure.set_size_inches(7, 3)
     return ax.figure
 
 def importance(study, label: str):
     "Share of the variance by setting; the seed makes it the same every time"
-    ax = optuna.visualization.matplotlib.plot_param_importances(study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0))
-    ax.set(title='', xlabel=f'share of the variance of {label.split(",")[0]}', ylabel='setting'); ax.set_title('', loc='left')
+    ax = optuna.visualization.matplotlib.plot_param_importances(
+        study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0)
+    )
+    ax.set(title='', xlabel=f'share of the variance of {label.split(",")[0]}', ylabel='setting')
+    ax.set_title('', loc='left')
     if ax.get_legend(): ax.get_legend().remove()
-    ax.figure.set_size_inches(7, 2.4); ax.figure.tight_layout(); return ax.figure
+    ax.figure.set_size_inches(7, 2.4)
+    ax.figure.tight_layout()
+    return ax.figure

@@ -17,20 +17,34 @@ from .codes import each_clip
 from .model import base_of, text_ids
 
 # %% ../nbs/10_speak.ipynb #ede1467a
-def generate_kwargs(model, temperature: float = .6, max_frames: int = 75) -> dict:
-    "Arguments for `generate`: sampling in both decoders, no invalid ids, at most `max_frames` frames of 80 ms"
-    cfg = model.config; bad = list(range(getattr(cfg.codec_config, 'codebook_size'), cfg.vocab_size))
-    return dict(max_new_tokens=max_frames, do_sample=True, temperature=temperature, top_k=50, suppress_tokens=bad, depth_decoder_do_sample=True,
-                depth_decoder_temperature=temperature, depth_decoder_top_k=50, depth_decoder_suppress_tokens=bad)
+def generate_kwargs(model, temperature: float = 0.6, max_frames: int = 75) -> dict:
+    """Arguments for `generate`: sampling in both decoders, no invalid ids, at most `max_frames` frames of
+    80 ms"""
+    cfg = model.config
+    bad = list(range(getattr(cfg.codec_config, 'codebook_size'), cfg.vocab_size))
+    return dict(
+        max_new_tokens=max_frames,
+        do_sample=True,
+        temperature=temperature,
+        top_k=50,
+        suppress_tokens=bad,
+        depth_decoder_do_sample=True,
+        depth_decoder_temperature=temperature,
+        depth_decoder_top_k=50,
+        depth_decoder_suppress_tokens=bad,
+    )
 
 @contextmanager
 def depth_config(model):
     "Restore the depth decoder's generation config on leaving; quiet meanwhile"
     m = model.get_base_model() if hasattr(model, 'get_base_model') else model
     old, loud = m.depth_decoder.generation_config.to_dict(), transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()                     # a warning per batch that CSM has its own stopping rule
-    try: yield
-    finally: m.depth_decoder.generation_config = type(m.depth_decoder.generation_config).from_dict(old); transformers.logging.set_verbosity(loud)
+    transformers.logging.set_verbosity_error()  # a warning per batch that CSM has its own stopping rule
+    try:
+        yield
+    finally:
+        m.depth_decoder.generation_config = type(m.depth_decoder.generation_config).from_dict(old)
+        transformers.logging.set_verbosity(loud)
 
 # %% ../nbs/10_speak.ipynb #b98e4b30
 @dataclass
@@ -41,29 +55,62 @@ class Speech:
     audio: np.ndarray        # [n] at the codec's rate
     codes: torch.Tensor      # [T,K]
     ended: bool              # the model stopped by itself
-    seconds: float|None = None          # this sentence's share of the time its batch took, without the codec
+    seconds: float | None = None        # this sentence's share of the time its batch took, without the codec
 
-def prompts(processor, texts: list[str], roles: list[int], tag: str = '', near: list|None = None):
-    "What `generate` wants: the sentences left-padded, each after its context turn (text and sound) where `near` has one"
-    turn = lambda t, r, x=None: dict(role=str(r), content=[dict(type='text', text=t)] + ([] if x is None else [dict(type='audio', audio=np.asarray(x))]))
+def prompts(processor, texts: list[str], roles: list[int], tag: str = '', near: list | None = None):
+    """What `generate` wants: the sentences left-padded, each after its context turn (text and sound) where
+    `near` has one"""
+    turn = lambda t, r, x=None: dict(
+        role=str(r),
+        content=[dict(type='text', text=t)]
+        + ([] if x is None else [dict(type='audio', audio=np.asarray(x))]),
+    )
     if near:
-        return processor.apply_chat_template([[turn(n.text, n.role, n.audio), turn(tag + t, r)] for t, r, n in zip(texts, roles, near)], tokenize=True,
-                                             return_dict=True)
-    return processor.tokenizer.pad(dict(input_ids=[text_ids(processor, t, r, tag).tolist() for t, r in zip(texts, roles)]), padding_side='left',
-                                   return_tensors='pt')
+        return processor.apply_chat_template(
+            [
+                [turn(n.text, n.role, n.audio), turn(tag + t, r)]
+                for t, r, n in zip(texts, roles, near)
+            ],
+            tokenize=True,
+            return_dict=True,
+        )
+    return processor.tokenizer.pad(
+        dict(input_ids=[text_ids(processor, t, r, tag).tolist() for t, r in zip(texts, roles)]),
+        padding_side='left',
+        return_tensors='pt',
+    )
 
 @torch.no_grad()
-def speak(model, processor, texts: list[str], roles: list[int], tag: str = '', seed: int = 0, temperature: float = .6,
-          max_frames: int = 75, batch: int = 28, near: list[Speech]|None = None, desc: str = 'speak', show: bool = True) -> list[Speech]:
-    "Speak `texts` with voices `roles`, each after a context turn of `near` where given; the same arguments give the same sound"
-    model.eval(); eos = model.config.codebook_eos_token_id; out = []
+def speak(
+    model,
+    processor,
+    texts: list[str],
+    roles: list[int],
+    tag: str = '',
+    seed: int = 0,
+    temperature: float = 0.6,
+    max_frames: int = 75,
+    batch: int = 28,
+    near: list[Speech] | None = None,
+    desc: str = 'speak',
+    show: bool = True,
+) -> list[Speech]:
+    """Speak `texts` with voices `roles`, each after a context turn of `near` where given; the same
+    arguments give the same sound"""
+    model.eval()
+    eos = model.config.codebook_eos_token_id
+    out = []
     for i in tqdm(range(0, len(texts), batch), desc=desc, unit='batch', disable=not show):
-        given = prompts(processor, texts[i:i+batch], roles[i:i+batch], tag, near[i:i+batch] if near else None).to(model.device); torch.manual_seed(seed)
+        given = prompts(
+            processor, texts[i : i + batch], roles[i : i + batch], tag, near[i : i + batch] if near else None
+        ).to(model.device)
+        torch.manual_seed(seed)
         t = time.perf_counter()
-        with depth_config(model): got = model.generate(**given, **generate_kwargs(model, temperature, max_frames)).cpu()
-        took = (time.perf_counter() - t)/len(got)
+        with depth_config(model):
+            got = model.generate(**given, **generate_kwargs(model, temperature, max_frames)).cpu()
+        took = (time.perf_counter() - t) / len(got)
         stops = [(codes[:, :-1] == eos).all(1).nonzero() for codes in got]
-        codes = [c[:int(stop[0])] if len(stop) else c for c, stop in zip(got, stops)]
+        codes = [c[: int(stop[0])] if len(stop) else c for c, stop in zip(got, stops)]
         sounds = each_clip(base_of(model).codec_model, lambda c: decode(model, c), codes)
         for text, role, sound, c, stop in zip(texts[i:], roles[i:], sounds, codes, stops):
             out.append(Speech(text, role, sound, c, len(stop) > 0, took))

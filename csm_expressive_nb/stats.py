@@ -13,55 +13,112 @@ from scipy.stats import t as student
 def wilson(k: float, n: int, z: float = 1.96) -> dict:
     "Share `k/n` with its 95 % Wilson interval"
     if not n: raise ValueError('a share of nothing')
-    p = k/n; c = (p + z*z/2/n)/(1 + z*z/n); h = z*((p*(1-p) + z*z/4/n)/n)**.5/(1 + z*z/n)
-    return dict(value=round(p, 4), low=round(max(0, c - h), 4), high=round(min(1, c + h), 4), n=n)
+    p = k / n
+    c = (p + z * z / 2 / n) / (1 + z * z / n)
+    h = z * ((p * (1 - p) + z * z / 4 / n) / n) ** 0.5 / (1 + z * z / n)
+    return dict(
+        value=round(p, 4),
+        low=round(max(0, c - h), 4),
+        high=round(min(1, c + h), 4),
+        n=n,
+    )
 
 # %% ../nbs/10a_stats.ipynb #ac9c3a6f
 def draws(values, clusters, n: int = 10_000, seed: int = 0) -> np.ndarray:  # [n] weighted means
     "Means of `values` over resamples of whole clusters, several groupings crossing"
-    v = np.asarray(values, float); rng = np.random.default_rng(seed); w = np.ones((n, len(v)))
-    for c in clusters: _, i = np.unique(np.asarray(c).astype(str), return_inverse=True); g = i.max() + 1; w *= rng.multinomial(g, np.full(g, 1/g), size=n)[:, i]
-    s = w.sum(1); return (w@v)[s > 0]/s[s > 0]
+    v = np.asarray(values, float)
+    rng = np.random.default_rng(seed)
+    w = np.ones((n, len(v)))
+    for c in clusters:
+        _, i = np.unique(np.asarray(c).astype(str), return_inverse=True)
+        g = i.max() + 1
+        w *= rng.multinomial(g, np.full(g, 1 / g), size=n)[:, i]
+    s = w.sum(1)
+    return (w @ v)[s > 0] / s[s > 0]
 
 def groupings(values, clusters) -> list:
     "`clusters` as a list of label arrays: every value its own cluster where none is given"
     if clusters is None: return [np.arange(len(values))]
-    return list(clusters) if len(clusters) and isinstance(clusters[0], (list, tuple, np.ndarray)) else [clusters]
+    return (
+        list(clusters) if len(clusters) and isinstance(clusters[0], (list, tuple, np.ndarray)) else [clusters]
+    )
 
 def widened(value: float, draws, g: int, limits: tuple = (-np.inf, np.inf)) -> tuple:  # (low, high)
-    "95 % interval of `value` from resampled `draws`, wider where there are few clusters `g` (Student's t over normal), cut at `limits`; none for one cluster"
+    """95 % interval of `value` from resampled `draws`, wider where there are few clusters `g` (Student's t
+    over normal), cut at `limits`; none for one cluster"""
     if g < 2: return None, None
-    w = student.ppf(.975, g - 1)/1.959964; return tuple(round(float(np.clip(value + (np.nanpercentile(draws, q) - value)*w, *limits)), 4) for q in (2.5, 97.5))
+    w = student.ppf(0.975, g - 1) / 1.959964
+    return tuple(
+        round(float(np.clip(value + (np.nanpercentile(draws, q) - value) * w, *limits)), 4)
+        for q in (2.5, 97.5)
+    )
 
-def bootstrap(values, clusters=None, n: int = 10_000, seed: int = 0, limits: tuple = (-np.inf, np.inf)) -> dict:
-    """Mean of `values` with a 95 % interval from resamples of whole clusters, cut at `limits` (of a share: 0, 1), and p of the hypothesis that it is 0
+def bootstrap(
+    values, clusters=None, n: int = 10_000, seed: int = 0, limits: tuple = (-np.inf, np.inf)
+) -> dict:
+    """Mean of `values` with a 95 % interval from resamples of whole clusters, cut at `limits` (of a share:
+    0, 1), and p of the hypothesis that it is 0
     (Student's t with the bootstrap's standard error)"""
-    v = np.asarray(values, float); c = groupings(v, clusters)
+    v = np.asarray(values, float)
+    c = groupings(v, clusters)
     if not len(v): raise ValueError('a mean of nothing')
-    d = draws(v, c, n, seed); m, se = v.mean(), d.std(); sizes = [len(set(map(str, x))) for x in c]; g = min(sizes); lo, hi = widened(m, d, g, limits)
+    d = draws(v, c, n, seed)
+    m, se = v.mean(), d.std()
+    sizes = [len(set(map(str, x))) for x in c]
+    g = min(sizes)
+    lo, hi = widened(m, d, g, limits)
     # all or none of 40 sentences is not certainty
-    if limits == (0, 1) and g > 1: w = wilson(m*max(sizes), max(sizes)); lo, hi = min(lo, w['low']), max(hi, w['high'])
-    p = 1. if g == 1 or m == 0 else 2*student.sf(abs(m)/se, g - 1) if se > 1e-9 else .5**(max(sizes) - 1)
-    return dict(value=round(float(m), 4), low=lo, high=hi, n=len(v), p=round(float(min(1., p)), 5))
+    if limits == (0, 1) and g > 1:
+        w = wilson(m * max(sizes), max(sizes))
+        lo, hi = min(lo, w['low']), max(hi, w['high'])
+    p = (
+        1.0
+        if g == 1 or m == 0
+        else 2 * student.sf(abs(m) / se, g - 1)
+        if se > 1e-9
+        else 0.5 ** (max(sizes) - 1)
+    )
+    return dict(
+        value=round(float(m), 4),
+        low=lo,
+        high=hi,
+        n=len(v),
+        p=round(float(min(1.0, p)), 5),
+    )
 
 # %% ../nbs/10a_stats.ipynb #bb83972b
 def combined(value: float, parts: list[tuple[float, int]], limits: tuple = (-np.inf, np.inf)) -> dict:
-    "`value` with a 95 % interval and p (of 0) from `parts`: per factor, variance of the figure when this factor alone is resampled, and its number of clusters"
-    if min(g for _, g in parts) < 2: return dict(value=round(float(value), 4), low=None, high=None, p=1.)
-    v = [(x*g/(g - 1), g - 1) for x, g in parts]; total = sum(x for x, _ in v)
-    if total < 1e-18: return dict(value=round(float(value), 4), low=round(float(value), 4), high=round(float(value), 4), p=1.)
-    df = total**2/sum(x*x/d for x, d in v); h = student.ppf(.975, df)*total**.5; lo, hi = np.clip([value - h, value + h], *limits)
-    return dict(value=round(float(value), 4), low=round(float(lo), 4), high=round(float(hi), 4), p=float(2*student.sf(abs(value)/total**.5, df)))
+    """`value` with a 95 % interval and p (of 0) from `parts`: per factor, variance of the figure when this
+    factor alone is resampled, and its number of clusters"""
+    if min(g for _, g in parts) < 2:
+        return dict(value=round(float(value), 4), low=None, high=None, p=1.0)
+    v = [(x * g / (g - 1), g - 1) for x, g in parts]
+    total = sum(x for x, _ in v)
+    if total < 1e-18:
+        return dict(
+            value=round(float(value), 4), low=round(float(value), 4), high=round(float(value), 4), p=1.0
+        )
+    df = total**2 / sum(x * x / d for x, d in v)
+    h = student.ppf(0.975, df) * total**0.5
+    lo, hi = np.clip([value - h, value + h], *limits)
+    return dict(
+        value=round(float(value), 4),
+        low=round(float(lo), 4),
+        high=round(float(hi), 4),
+        p=float(2 * student.sf(abs(value) / total**0.5, df)),
+    )
 
 # %% ../nbs/10a_stats.ipynb #8e8c2a29
 def holm(p: dict[str, float]) -> dict[str, float]:
     "Adjusted p-values"
-    out, worst = {}, 0.
-    for i, k in enumerate(sorted(p, key=p.get)): worst = max(worst, min(1., (len(p) - i)*p[k])); out[k] = round(worst, 5)
+    out, worst = {}, 0.0
+    for i, k in enumerate(sorted(p, key=p.get)):
+        worst = max(worst, min(1.0, (len(p) - i) * p[k]))
+        out[k] = round(worst, 5)
     return {k: out[k] for k in p}
 
 # %% ../nbs/10a_stats.ipynb #3b812992
-def shown(s: dict|None, digits: int = 2, sign: str = '') -> str:
+def shown(s: dict | None, digits: int = 2, sign: str = '') -> str:
     "`value [low, high]`"
     f = lambda v: '?' if v is None else f'{v:{sign}.{digits}f}'
     return '' if s is None else f"{f(s['value'])} [{f(s['low'])}, {f(s['high'])}]"

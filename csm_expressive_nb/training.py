@@ -20,88 +20,183 @@ from accelerate.utils import ProjectConfiguration
 from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
-from .core import MissingExtra, Run, atomic_write, require, save_tensors, seed_everything, sha256
-from .model import HeadNll, add_lora, base_name, base_of, checkpointing, heads, pack, reduce_precision
+from csm_expressive_nb.core import (
+    MissingExtra,
+    Run,
+    atomic_write,
+    require,
+    save_tensors,
+    seed_everything,
+    sha256,
+)
+from csm_expressive_nb.model import (
+    HeadNll,
+    add_lora,
+    base_name,
+    base_of,
+    checkpointing,
+    heads,
+    pack,
+    reduce_precision,
+)
 from .model import save_adapter, save_csm, states, trainable, unfreeze
 from .batches import Item, Sampler, counts, depth_frames, micro_batches
 
 # %% ../nbs/07_training.ipynb #9d467918
-FRAME = .08                                           # seconds of sound per frame
+FRAME = 0.08                                          # seconds of sound per frame
 
 class Objective(torch.nn.Module):
-    "Weighted NLL of codebook 0 and of the others, plus `terms`, of one micro-batch: its part of the whole update's loss"
+    """Weighted NLL of codebook 0 and of the others, plus `terms`, of one micro-batch: its part of the
+    whole update's loss"""
+
     def __init__(self, model, cfg, terms=(), penalties=()):
-        super().__init__(); self.model, self.cfg, self.terms, self.penalties = model, cfg, list(terms), list(penalties)
-    def forward(self, b: dict, n: dict[str, int]) -> tuple[torch.Tensor, torch.Tensor]:  # (loss, [K + terms]: NLL sums per codebook, terms)
+        super().__init__()
+        self.model, self.cfg, self.terms, self.penalties = model, cfg, list(terms), list(penalties)
+
+    def forward(
+        self, b: dict, n: dict[str, int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # (loss, [K + terms]: NLL sums per codebook, terms)
         with torch.autocast(b['order'].device.type, torch.bfloat16, enabled=self.cfg.precision != 'fp32'):
             s, (w0, w) = states(self.model, b), heads(self.model)
-            c0, d = HeadNll.apply(s[0][:, None], w0, b['labels'][:, :1]), HeadNll.apply(s[1], w, b['labels'][b['depth'], 1:]); r = self.cfg.rehearsal_nll
-            if r != 1: c0, d = (x*x.new_ones(len(x), 1).index_fill(0, b[k], r) for x, k in ((c0, 'old'), (d, 'old_depth')))
-            a, m = weighed(n, self.cfg); loss = self.cfg.c0_weight*c0.sum()/a + self.cfg.depth_weight*d.sum()/(m*w.shape[0])
+            c0, d = (
+                HeadNll.apply(s[0][:, None], w0, b['labels'][:, :1]),
+                HeadNll.apply(s[1], w, b['labels'][b['depth'], 1:]),
+            )
+            r = self.cfg.rehearsal_nll
+            if r != 1:
+                c0, d = (
+                    x * x.new_ones(len(x), 1).index_fill(0, b[k], r)
+                    for x, k in ((c0, 'old'), (d, 'old_depth'))
+                )
+            a, m = weighed(n, self.cfg)
+            loss = self.cfg.c0_weight * c0.sum() / a + self.cfg.depth_weight * d.sum() / (m * w.shape[0])
             extra = [t(self.model, b, s, n) for t in self.terms] if self.training else []
-        return loss + sum(t.weight*x for t, x in zip(self.terms, extra)), torch.cat([c0.sum()[None], d.sum(0), *[x[None] for x in extra]]).detach()
+        return loss + sum(t.weight * x for t, x in zip(self.terms, extra)), torch.cat(
+            [c0.sum()[None], d.sum(0), *[x[None] for x in extra]]
+        ).detach()
 
 def weighed(n: dict, cfg) -> tuple[float, float]:
     "Frames of an update (codebook 0, the others), those of rehearsal counted `rehearsal_nll` times"
-    r = cfg.rehearsal_nll - 1; return n['c0'] + r*n['old'], max(1e-9, n['depth'] + r*n['old_depth'])
+    r = cfg.rehearsal_nll - 1
+    return n['c0'] + r * n['old'], max(1e-9, n['depth'] + r * n['old_depth'])
 
 def report(sums: torch.Tensor, n: dict, cfg, terms=()) -> dict:  # nats per frame
     "Values of an update or a validation from its sums: `loss`, `c0`, `depth`, `codebooks`, and the terms"
-    v = sums.tolist(); k = len(v) - len(terms); a, m = weighed(n, cfg); book = [round(x/(a if i == 0 else m), 5) for i, x in enumerate(v[:k])]
-    depth = sum(v[1:k])/(m*(k - 1)); own = {t.name: round(x, 5) for t, x in zip(terms, v[k:])}
-    return dict(loss=round(cfg.c0_weight*v[0]/a + cfg.depth_weight*depth + sum(t.weight*own[t.name] for t in terms), 5), c0=book[0], depth=round(depth, 5),
-                codebooks=book, **own)
+    v = sums.tolist()
+    k = len(v) - len(terms)
+    a, m = weighed(n, cfg)
+    book = [round(x / (a if i == 0 else m), 5) for i, x in enumerate(v[:k])]
+    depth = sum(v[1:k]) / (m * (k - 1))
+    own = {t.name: round(x, 5) for t, x in zip(terms, v[k:])}
+    return dict(
+        loss=round(
+            cfg.c0_weight * v[0] / a + cfg.depth_weight * depth + sum(t.weight * own[t.name] for t in terms),
+            5,
+        ),
+        c0=book[0],
+        depth=round(depth, 5),
+        codebooks=book,
+        **own,
+    )
 
 # %% ../nbs/07_training.ipynb #32a90814
-def learning_rate(step: int, steps: int, lr: float, warmup: float = .05) -> float:
+def learning_rate(step: int, steps: int, lr: float, warmup: float = 0.05) -> float:
     "Linear warm-up over `warmup` of the updates, then cosine to 5 %"
-    w = max(1, round(steps*warmup))
-    return lr*min(1, (step + 1)/w)*(.05 + .95*.5*(1 + math.cos(math.pi*min(1, max(0, step - w)/max(1, steps - w)))))
+    w = max(1, round(steps * warmup))
+    return (
+        lr
+        * min(1, (step + 1) / w)
+        * (
+            0.05
+            + 0.95
+            * 0.5
+            * (1 + math.cos(math.pi * min(1, max(0, step - w) / max(1, steps - w))))
+        )
+    )
 
 def optimizer(model, cfg) -> torch.optim.AdamW:
     "AdamW with a group for the depth decoder, whose peak learning rate may differ"
     depth = {n for n in trainable(model) if 'depth_decoder' in n}
-    groups = [([p for n, p in trainable(model).items() if (n in depth) == d], lr) for d, lr in ((False, cfg.lr), (True, cfg.depth_lr or cfg.lr))]
-    return torch.optim.AdamW([dict(params=p, lr=lr, peak=lr) for p, lr in groups if p], betas=(.9, .98), weight_decay=cfg.weight_decay)
+    groups = [
+        ([p for n, p in trainable(model).items() if (n in depth) == d], lr)
+        for d, lr in ((False, cfg.lr), (True, cfg.depth_lr or cfg.lr))
+    ]
+    return torch.optim.AdamW(
+        [dict(params=p, lr=lr, peak=lr) for p, lr in groups if p],
+        betas=(0.9, 0.98),
+        weight_decay=cfg.weight_decay,
+    )
 
 # %% ../nbs/07_training.ipynb #d3c6fa67
 def whole_tensor(t):
     "All of a tensor, gathered where its shards lie on several devices"
-    return t.full_tensor() if hasattr(t, 'full_tensor') else t                                  # FSDP keeps shards
+    return t.full_tensor() if hasattr(t, 'full_tensor') else t  # FSDP keeps shards
+
 def placed(v: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
     "`v` where and how `p` lies: its device, its shards"
-    return torch.distributed.tensor.distribute_tensor(v.to(p.device), p.device_mesh, p.placements) if hasattr(p, 'placements') else v.to(p.device)
+    return (
+        torch.distributed.tensor.distribute_tensor(v.to(p.device), p.device_mesh, p.placements)
+        if hasattr(p, 'placements')
+        else v.to(p.device)
+    )
 
 def state_of(model, opt, sampler: Sampler, extra: dict) -> dict[str, torch.Tensor]:
     "Everything the next update depends on, as tensors"
     t = {f'p.{n}': p.detach() for n, p in trainable(model).items()}
-    t |= {f'o.{k}.{n}': torch.as_tensor(v) for n, p in trainable(model).items() for k, v in opt.state[p].items()}
-    t |= {f's.{k}': v for k, v in sampler.state().items()} | {f'e.{k}': torch.tensor(float(v), dtype=torch.float64) for k, v in extra.items()}
+    t |= {
+        f'o.{k}.{n}': torch.as_tensor(v) for n, p in trainable(model).items() for k, v in opt.state[p].items()
+    }
+    t |= {f's.{k}': v for k, v in sampler.state().items()} | {
+        f'e.{k}': torch.tensor(float(v), dtype=torch.float64) for k, v in extra.items()
+    }
     return {k: whole_tensor(v).clone().contiguous().cpu() for k, v in t.items()}
 
 def flush(path: Path):
     "Wait until a file or a folder is on the disk"
-    at = os.open(path, os.O_RDONLY); os.fsync(at); os.close(at)
+    at = os.open(path, os.O_RDONLY)
+    os.fsync(at)
+    os.close(at)
 
 def save_checkpoint(folder: Path, step: int, tensors: dict, keep: int = 2) -> Path:
     "Write `<step>-<hash>.safetensors` atomically, then remove all but the newest `keep`"
-    tmp = save_tensors(tensors, folder/'writing.tmp')
-    os.replace(tmp, f := folder/f'{step:08}-{sha256(tmp)[:16]}.safetensors'); flush(folder)
-    for p in [p for p in sorted(folder.glob('*.safetensors')) if p != f][:len(list(folder.glob('*.safetensors'))) - keep]: p.unlink()
+    tmp = save_tensors(tensors, folder / 'writing.tmp')
+    os.replace(tmp, f := folder / f'{step:08}-{sha256(tmp)[:16]}.safetensors')
+    flush(folder)
+    for p in [p for p in sorted(folder.glob('*.safetensors')) if p != f][
+        : len(list(folder.glob('*.safetensors'))) - keep
+    ]:
+        p.unlink()
     return f
 
-def newest_checkpoint(folder: Path) -> Path|None:
+def newest_checkpoint(folder: Path) -> Path | None:
     "The newest checkpoint whose bytes have the hash of its name"
-    return next((f for f in sorted(folder.glob('*.safetensors'), reverse=True) if sha256(f)[:16] == f.stem[9:]), None)
+    return next(
+        (f for f in sorted(folder.glob('*.safetensors'), reverse=True) if sha256(f)[:16] == f.stem[9:]), None
+    )
 
-def load_checkpoint(f: Path, model, opt, sampler: Sampler) -> tuple[int, dict]:  # (the update to go on from, early-stopping state)
+def load_checkpoint(
+    f: Path, model, opt, sampler: Sampler
+) -> tuple[int, dict]:  # (the update to go on from, early-stopping state)
     "Restore a checkpoint; one of another adapter is refused"
-    t = load_file(f); ps = trainable(model)
-    if {k[2:] for k in t if k.startswith('p.')} != set(ps) or any(t[f'p.{n}'].shape != p.shape for n, p in ps.items()):
+    t = load_file(f)
+    ps = trainable(model)
+    if {k[2:] for k in t if k.startswith('p.')} != set(ps) or any(
+        t[f'p.{n}'].shape != p.shape for n, p in ps.items()
+    ):
         raise ValueError(f'{f} belongs to another adapter: choose another `out`, or remove that folder')
-    with torch.no_grad(): [p.copy_(placed(t[f'p.{n}'], p)) for n, p in ps.items()]
-    for n, p in ps.items(): opt.state[p] = {k[2:-len(n)-1]: placed(v, p) if v.dim() else v for k, v in t.items() if k.startswith('o.') and k.endswith('.' + n)}
-    sampler.load(dict(queue=t['s.queue'], owed=t['s.owed'])); return int(f.stem[:8]), {k[2:]: float(v) for k, v in t.items() if k.startswith('e.')}
+    with torch.no_grad():
+        for n, p in ps.items():
+            p.copy_(placed(t[f'p.{n}'], p))
+    for n, p in ps.items():
+        opt.state[p] = {
+            k[2 : -len(n) - 1]: placed(v, p) if v.dim() else v
+            for k, v in t.items()
+            if k.startswith('o.') and k.endswith('.' + n)
+        }
+    sampler.load(dict(queue=t['s.queue'], owed=t['s.owed']))
+    return int(f.stem[:8]), {
+        k[2:]: float(v) for k, v in t.items() if k.startswith('e.')
+    }
 
 # %% ../nbs/07_training.ipynb #bb35b809
 @contextmanager
@@ -109,60 +204,117 @@ def sigterm():
     "A list that is no longer empty once SIGTERM has come; the old handler is put back"
     got, main = [], threading.current_thread() is threading.main_thread()
     if main: before = signal.signal(signal.SIGTERM, lambda *_: got.append(True))
-    try: yield got
+    try:
+        yield got
     finally:
         if main: signal.signal(signal.SIGTERM, before)
 
 # %% ../nbs/07_training.ipynb #13977a4c
 def prepare_model(model, cfg):
-    "`model` made trainable as `cfg` says: adapter or everything, precision, gradient checkpointing, compilation"
+    """`model` made trainable as `cfg` says: adapter or everything, precision, gradient checkpointing,
+    compilation"""
     if cfg.finetune == 'full': model = unfreeze(model)
-    else: model = add_lora(model, cfg.rank, cfg.dropout, cfg.seed, depth_rank=cfg.depth_rank, alpha=cfg.alpha, targets=cfg.targets)
-    if cfg.precision != 'fp32' and not torch.cuda.is_available() and not torch.cpu._is_avx512_bf16_supported():
-        warnings.warn(f'precision={cfg.precision}: this CPU has no bfloat16 arithmetic, fp32 is many times faster')
+    else:
+        model = add_lora(
+            model,
+            cfg.rank,
+            cfg.dropout,
+            cfg.seed,
+            depth_rank=cfg.depth_rank,
+            alpha=cfg.alpha,
+            targets=cfg.targets,
+        )
+    if (
+        cfg.precision != 'fp32'
+        and not torch.cuda.is_available()
+        and not torch.cpu._is_avx512_bf16_supported()
+    ):
+        warnings.warn(
+            f'precision={cfg.precision}: this CPU has no bfloat16 arithmetic, fp32 is many times faster'
+        )
     if cfg.precision == 'bf16': reduce_precision(model)
     if cfg.gradient_checkpointing: checkpointing(model)
-    if cfg.compile: base_of(model).backbone_model.compile(dynamic=True); base_of(model).depth_decoder.model.compile(dynamic=True)
+    if cfg.compile:
+        base_of(model).backbone_model.compile(dynamic=True)
+        base_of(model).depth_decoder.model.compile(dynamic=True)
     return model
 
 def sampler_of(cfg, target, rehearsal, contexts) -> Sampler:
     "The sampler that a configuration asks for"
-    return Sampler(target, rehearsal, cfg.batch, cfg.rehearsal, cfg.seed, contexts, cfg.context, cfg.depth_ratio, cfg.corruption)
+    return Sampler(
+        target,
+        rehearsal,
+        cfg.batch,
+        cfg.rehearsal,
+        cfg.seed,
+        contexts,
+        cfg.context,
+        cfg.depth_ratio,
+        cfg.corruption,
+    )
 
-def update(obj, opt, talks: list, cfg, acc: Accelerator, step: int) -> tuple[dict, int]:  # (values, audio frames)
-    "One optimizer update over micro-batches and processes; a gradient that is not finite changes nothing and is reported as `skipped`"
-    torch.manual_seed((cfg.seed*1_000_003 + step)*4096 + acc.process_index); n = counts(talks)
-    mine = micro_batches(talks, cfg.tokens, acc.num_processes)[acc.process_index]; opt.zero_grad(); total = 0.
+def update(
+    obj, opt, talks: list, cfg, acc: Accelerator, step: int
+) -> tuple[dict, int]:  # (values, audio frames)
+    """One optimizer update over micro-batches and processes; a gradient that is not finite changes nothing
+    and is reported as `skipped`"""
+    torch.manual_seed((cfg.seed * 1_000_003 + step) * 4096 + acc.process_index)
+    n = counts(talks)
+    mine = micro_batches(talks, cfg.tokens, acc.num_processes)[acc.process_index]
+    opt.zero_grad()
+    total = 0.0
     for j, talk in enumerate(mine):
-        with acc.no_sync(obj) if j + 1 < len(mine) else nullcontext():                                            # gradients are exchanged once
-            loss, sums = obj({k: v.to(acc.device) for k, v in pack(talk).items()}, n); acc.backward(loss*acc.num_processes)   # DDP averages over processes
+        with acc.no_sync(obj) if j + 1 < len(mine) else nullcontext():  # gradients are exchanged once
+            # DDP averages over processes
+            loss, sums = obj({k: v.to(acc.device) for k, v in pack(talk).items()}, n)
+            acc.backward(loss * acc.num_processes)
         total = total + sums
-    total = acc.reduce(total, 'sum'); lr = [learning_rate(step, cfg.steps, g['peak'], cfg.warmup) for g in opt.param_groups]
+    total = acc.reduce(total, 'sum')
+    lr = [learning_rate(step, cfg.steps, g['peak'], cfg.warmup) for g in opt.param_groups]
     params = [p for g in opt.param_groups for p in g['params']]
     for g, x in zip(opt.param_groups, lr): g['lr'] = x
-    inner = acc.unwrap_model(obj); values = report(total, n, cfg, inner.terms); held = penalised(inner, params, values) if inner.penalties else {}
+    inner = acc.unwrap_model(obj)
+    values = report(total, n, cfg, inner.terms)
+    held = penalised(inner, params, values) if inner.penalties else {}
     norm = whole_tensor(acc.clip_grad_norm_(params, cfg.clip))
     if fine := bool(torch.isfinite(norm)): opt.step()
-    return dict(step=step, lr=round(lr[0], 8), grad_norm=round(float(norm), 5), skipped=not fine, **values | held), n['c0']
+    return dict(
+        step=step, lr=round(lr[0], 8), grad_norm=round(float(norm), 5), skipped=not fine, **values | held
+    ), n['c0']
 
 def penalised(obj: Objective, params: list, values: dict) -> dict:
-    "Add the gradients of the penalties; their values, ratio to the task loss, and the gradient norms of task and penalty before clipping"
-    norm = lambda gs: float(sum(g.double().pow(2).sum() for g in gs)**.5); task = [p.grad.clone() for p in params]
-    out = {p.name: p(obj.model) for p in obj.penalties}; total = sum(out.values())
-    return {k: round(v, 7) for k, v in out.items()} | dict(loss=round(values['loss'] + total, 5), penalty_ratio=round(total/values['loss'], 7),
-                                                           task_grad_norm=round(norm(task), 5),
-                                                           penalty_grad_norm=round(norm(p.grad - t for p, t in zip(params, task)), 7))
+    """Add the gradients of the penalties; their values, ratio to the task loss, and the gradient norms of
+    task and penalty before clipping"""
+    norm = lambda gs: float(sum(g.double().pow(2).sum() for g in gs) ** 0.5)
+    task = [p.grad.clone() for p in params]
+    out = {p.name: p(obj.model) for p in obj.penalties}
+    total = sum(out.values())
+    return {k: round(v, 7) for k, v in out.items()} | dict(
+        loss=round(values['loss'] + total, 5),
+        penalty_ratio=round(total / values['loss'], 7),
+        task_grad_norm=round(norm(task), 5),
+        penalty_grad_norm=round(norm(p.grad - t for p, t in zip(params, task)), 7),
+    )
 
 @torch.no_grad()
 def validate(obj, items: list[Item], cfg, acc: Accelerator) -> dict:  # loss, c0, depth, codebooks
-    "NLL of `items` on fixed frames, shared out over the processes as an update is; the same value on all of them"
-    g = torch.Generator().manual_seed(0); talks = [[i.turn(keep=depth_frames(i.frames, cfg.depth_ratio, g))] for i in items]; n = counts(talks); obj.eval()
-    total = sum(obj({k: v.to(acc.device) for k, v in pack(t).items()}, n)[1] for t in micro_batches(talks, cfg.tokens, acc.num_processes)[acc.process_index])
-    obj.train(); return report(acc.reduce(total, 'sum'), n, cfg)
+    """NLL of `items` on fixed frames, shared out over the processes as an update is; the same value on all
+    of them"""
+    g = torch.Generator().manual_seed(0)
+    talks = [[i.turn(keep=depth_frames(i.frames, cfg.depth_ratio, g))] for i in items]
+    n = counts(talks)
+    obj.eval()
+    total = sum(
+        obj({k: v.to(acc.device) for k, v in pack(t).items()}, n)[1]
+        for t in micro_batches(talks, cfg.tokens, acc.num_processes)[acc.process_index]
+    )
+    obj.train()
+    return report(acc.reduce(total, 'sum'), n, cfg)
 
 # %% ../nbs/07_training.ipynb #1acf2e7d
 def processes() -> PartialState:
-    "The processes of this run; made before anything else asks accelerate, which would not look for CPU processes"
+    """The processes of this run; made before anything else asks accelerate, which would not look for CPU
+    processes"""
     return PartialState(cpu=not torch.cuda.is_available())
 
 def check_trackers(names: list[str]):
@@ -172,7 +324,9 @@ def check_trackers(names: list[str]):
         if name == 'tensorboard':
             require('track', what='the tracker tensorboard')
         elif name not in here:
-            raise MissingExtra(f'the tracker {name} is not installed, or not known to accelerate: pip install {name}')
+            raise MissingExtra(
+                f'the tracker {name} is not installed, or not known to accelerate: pip install {name}'
+            )
 
 def accelerator(cfg, run: Run) -> Accelerator:
     "accelerate's own device and process choice; trackers write below the run folder"
@@ -181,71 +335,168 @@ def accelerator(cfg, run: Run) -> Accelerator:
                        project_config=ProjectConfiguration(str(run.path), str(run.path/'trackers')),
                        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
 
-def train(model, cfg, run: Run, target: list[Item], rehearsal: list[Item] = (), validation: list[Item] = (), contexts: dict|None = None, terms=(),
-          penalties=(), start: dict|None = None, listen=None, watch=None, show: bool = True):
-    """Train on `model` (wrapped in place), from the trained weights `start` where given, save `adapter/` (or `model/`) and return it; a finished or interrupted
+def train(
+    model,
+    cfg,
+    run: Run,
+    target: list[Item],
+    rehearsal: list[Item] = (),
+    validation: list[Item] = (),
+    contexts: dict | None = None,
+    terms=(),
+    penalties=(),
+    start: dict | None = None,
+    listen=None,
+    watch=None,
+    show: bool = True,
+):
+    """Train on `model` (wrapped in place), from the trained weights `start` where given, save `adapter/`
+    (or `model/`) and return it; a finished or interrupted
     run is taken up again"""
     if cfg.monitor and not validation: raise ValueError('`monitor` needs validation clips')
-    seed_everything(cfg.seed); acc = accelerator(cfg, run); model = prepare_model(model, cfg)
+    seed_everything(cfg.seed)
+    acc = accelerator(cfg, run)
+    model = prepare_model(model, cfg)
     if start: put(start, model)
-    obj, opt = acc.prepare(Objective(model, cfg, terms, penalties), optimizer(model, cfg)); opt = opt.optimizer
-    sampler, folder = sampler_of(cfg, target, rehearsal, contexts), run.path/'checkpoints'
-    first, mind = 0, dict(best=math.inf, at=-1., since=0., bad=0., skipped=0.)
-    inner = lambda: acc.unwrap_model(obj).model; best = lambda: run.path/f'best-{int(mind["at"]) + 1:08}.safetensors'; sharded = acc.distributed_type == 'FSDP'
-    if sharded and penalties: raise ValueError('`ewc` looks at whole matrices and FSDP cuts them: use more processes without FSDP (--gpus), or `ewc` 0')
-    if sharded and not acc.is_fsdp2: raise ValueError('FSDP1 keeps flat shards that cannot be saved as an adapter: --fsdp_version 2')
+    obj, opt = acc.prepare(Objective(model, cfg, terms, penalties), optimizer(model, cfg))
+    opt = opt.optimizer
+    sampler, folder = sampler_of(cfg, target, rehearsal, contexts), run.path / 'checkpoints'
+    first, mind = 0, dict(best=math.inf, at=-1.0, since=0.0, bad=0.0, skipped=0.0)
+    inner = lambda: acc.unwrap_model(obj).model
+    best = lambda: run.path / f'best-{int(mind["at"]) + 1:08}.safetensors'
+    sharded = acc.distributed_type == 'FSDP'
+    if sharded and penalties:
+        raise ValueError(
+            '`ewc` looks at whole matrices and FSDP cuts them: use more processes without FSDP (--gpus), '
+            'or `ewc` 0'
+        )
+    if sharded and not acc.is_fsdp2:
+        raise ValueError('FSDP1 keeps flat shards that cannot be saved as an adapter: --fsdp_version 2')
     if ck := newest_checkpoint(folder): first, mind = load_checkpoint(ck, inner(), opt, sampler)
-    acc.wait_for_everyone(); last = acc.is_main_process
+    acc.wait_for_everyone()
+    last = acc.is_main_process
     if last:
         run.rewind(first)
         # damaged ones, and what a killed process was writing
         broken = [p for p in folder.glob('*.safetensors') if int(p.stem[:8]) > first]
-        for p in [*broken, *run.path.glob('.*.tmp'), *folder.glob('.*.tmp')]: p.unlink()
-    if cfg.trackers: acc.init_trackers('csm', {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in cfg.model_dump().items()})
+        for p in [*broken, *run.path.glob('.*.tmp'), *folder.glob('.*.tmp')]:
+            p.unlink()
+    if cfg.trackers:
+        acc.init_trackers(
+            'csm',
+            {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in cfg.model_dump().items()},
+        )
+
     def checkpoint(step):
-        t = state_of(inner(), opt, sampler, mind)                                                                # shards are gathered by all processes
-        if acc.is_main_process: save_checkpoint(folder, step, t, cfg.keep); [p.unlink() for p in run.path.glob('best-*.safetensors') if p != best()]
+        t = state_of(inner(), opt, sampler, mind)  # shards are gathered by all processes
+        if acc.is_main_process:
+            save_checkpoint(folder, step, t, cfg.keep)
+            for p in run.path.glob('best-*.safetensors'):
+                if p != best():
+                    p.unlink()
         acc.wait_for_everyone()
+
     def log(values, step):
         if acc.is_main_process: run.log(**values)
         if cfg.trackers:
-            acc.log({k: float(v) for k, v in values.items() if isinstance(v, (int, float))} | {f'codebook_{i}': v
-                for i, v in enumerate(values.get('codebooks', ()))}, step=step)
-    heard, t0, stop = 0, time.perf_counter(), bool(cfg.patience and mind['since'] >= cfg.patience); obj.train()
+            acc.log(
+                {k: float(v) for k, v in values.items() if isinstance(v, (int, float))}
+                | {f'codebook_{i}': v for i, v in enumerate(values.get('codebooks', ()))},
+                step=step,
+            )
+
+    heard, t0, stop = 0, time.perf_counter(), bool(cfg.patience and mind['since'] >= cfg.patience)
+    obj.train()
     try:
-        with sigterm() as told, tqdm(total=cfg.steps, initial=first, desc=getattr(cfg, 'emotion', 'train'), unit='update',
-                                     disable=not (show and acc.is_main_process)) as bar:
+        with (
+            sigterm() as told,
+            tqdm(
+                total=cfg.steps,
+                initial=first,
+                desc=getattr(cfg, 'emotion', 'train'),
+                unit='update',
+                disable=not (show and acc.is_main_process),
+            ) as bar,
+        ):
             for step in range(first, cfg.steps if not stop else first):
-                t = time.perf_counter(); values, frames = update(obj, opt, sampler.update(step), cfg, acc, step); heard += frames; log(values, step)
-                bar.update(); bar.set_postfix(loss=values['loss'], **{'audio-s/s': round(heard*FRAME/(time.perf_counter() - t0), 1)})
+                t = time.perf_counter()
+                values, frames = update(obj, opt, sampler.update(step), cfg, acc, step)
+                heard += frames
+                log(values, step)
+                bar.update()
+                bar.set_postfix(
+                    loss=values['loss'], **{'audio-s/s': round(heard * FRAME / (time.perf_counter() - t0), 1)}
+                )
                 # beside the metrics, which are the same twice
-                if acc.is_main_process: run.log_to('speed.jsonl', step=step, seconds=round(time.perf_counter() - t, 4), audio_seconds=round(frames*FRAME, 2))
-                mind['bad'] = mind['bad'] + 1 if values['skipped'] else 0.; mind['skipped'] += values['skipped']
+                if acc.is_main_process:
+                    run.log_to(
+                        'speed.jsonl',
+                        step=step,
+                        seconds=round(time.perf_counter() - t, 4),
+                        audio_seconds=round(frames * FRAME, 2),
+                    )
+                mind['bad'] = mind['bad'] + 1 if values['skipped'] else 0.0
+                mind['skipped'] += values['skipped']
                 if mind['bad'] > cfg.max_skipped:
-                    raise FloatingPointError(f'{int(mind["bad"])} updates in a row without a finite gradient, last at {step}: lower `lr`')
-                if validation and cfg.validate_every and ((step + 1) % cfg.validate_every == 0 or step + 1 == cfg.steps):
-                    v = validate(obj, validation, cfg, acc); log({'step': step, **{f'validation_{k}': x for k, x in v.items()}}, step)
+                    raise FloatingPointError(
+                        f'{int(mind["bad"])} updates in a row without a finite gradient, last at {step}: '
+                        'lower `lr`'
+                    )
+                if (
+                    validation
+                    and cfg.validate_every
+                    and ((step + 1) % cfg.validate_every == 0 or step + 1 == cfg.steps)
+                ):
+                    v = validate(obj, validation, cfg, acc)
+                    log({'step': step, **{f'validation_{k}': x for k, x in v.items()}}, step)
                     bar.write(f'update {step + 1}: validation loss {v["loss"]:.3f}') if show else None
                     better = bool(cfg.monitor) and v[cfg.monitor] < mind['best']
-                    mind |= dict(best=v[cfg.monitor], at=step, since=0.) if better else dict(since=mind['since'] + bool(cfg.monitor))
+                    mind |= (
+                        dict(best=v[cfg.monitor], at=step, since=0.0)
+                        if better
+                        else dict(since=mind['since'] + bool(cfg.monitor))
+                    )
                     if better: keep_best(best(), inner(), acc)
                     if watch: watch(step, v)
                     stop = bool(cfg.patience and mind['since'] >= cfg.patience)
-                if listen and cfg.sample_every and not sharded and (step + 1) % cfg.sample_every == 0 and acc.is_main_process:
-                    log({'step': step, **{f'sample_{k}': x for k, x in quietly(listen, inner(), step).items()}}, step)
-                leave = bool(acc.reduce(torch.tensor(float(bool(told)), device=acc.device), 'sum'))                # one process told, all leave
-                if (step + 1) % cfg.checkpoint_every == 0 or step + 1 == cfg.steps or stop or leave: checkpoint(step + 1)
-                if leave: print(f'SIGTERM: saved after update {step + 1}; run again to go on', file=sys.stderr); raise SystemExit(143)
-                if stop: bar.write(f'stopped at update {step + 1}: {cfg.monitor} was least at {int(mind["at"]) + 1}') if show else None; break
+                if (
+                    listen
+                    and cfg.sample_every
+                    and not sharded
+                    and (step + 1) % cfg.sample_every == 0
+                    and acc.is_main_process
+                ):
+                    log(
+                        {
+                            'step': step,
+                            **{f'sample_{k}': x for k, x in quietly(listen, inner(), step).items()},
+                        },
+                        step,
+                    )
+                # one process told, all leave
+                leave = bool(acc.reduce(torch.tensor(float(bool(told)), device=acc.device), 'sum'))
+                if (step + 1) % cfg.checkpoint_every == 0 or step + 1 == cfg.steps or stop or leave:
+                    checkpoint(step + 1)
+                if leave:
+                    print(f'SIGTERM: saved after update {step + 1}; run again to go on', file=sys.stderr)
+                    raise SystemExit(143)
+                if stop:
+                    bar.write(
+                        f'stopped at update {step + 1}: {cfg.monitor} was least at {int(mind["at"]) + 1}'
+                    ) if show else None
+                    break
     # `end_training` would close the process group
-    finally: [t.finish() for t in acc.trackers]
+    finally:
+        for t in acc.trackers:
+            t.finish()
     model = inner()
     if cfg.monitor and mind['at'] >= 0: load_best(best(), model)
     return finish(model.eval(), run, acc, mind)
 
 # %% ../nbs/07_training.ipynb #424d39b1
 def keep_best(path: Path, model, acc: Accelerator):
-    "The trained weights of a validation, whole or absent; the number of the update is in the name, so a resumed run finds the file its checkpoint speaks of"
+    """The trained weights of a validation, whole or absent; the number of the update is in the name, so a
+    resumed run finds the file its checkpoint speaks of"""
     t = {n: whole_tensor(p.detach()).clone().cpu() for n, p in trainable(model).items()}
     if acc.is_main_process: save_tensors(t, path)
 
@@ -255,22 +506,41 @@ def load_best(path: Path, model):
 
 def put(t: dict[str, torch.Tensor], model):
     "Trained weights by name into the model"
-    with torch.no_grad(): [p.copy_(placed(t[n], p)) for n, p in trainable(model).items()]
+    with torch.no_grad():
+        for n, p in trainable(model).items():
+            p.copy_(placed(t[n], p))
 
 def quietly(listen, model, step: int) -> dict:
     "`listen` without a trace: mode and random state are put back"
     was = model.training
     with torch.random.fork_rng(): v = listen(model, step)
-    model.train(was); return v
+    model.train(was)
+    return v
 
 def finish(model, run: Run, acc: Accelerator, mind: dict):
     "Save the adapter in peft's own format (or the model in transformers'), and how the run ended"
-    state = {n: whole_tensor(p.detach()).cpu() for n, p in trainable(model).items()} if any(hasattr(p, 'placements') for p in model.parameters()) else None
+    state = (
+        {n: whole_tensor(p.detach()).cpu() for n, p in trainable(model).items()}
+        if any(hasattr(p, 'placements') for p in model.parameters())
+        else None
+    )
     if acc.is_main_process:
-        kw, name = dict(state_dict=state) if state else {}, base_name(run.cfg.model, getattr(run.cfg, 'base', ''))
-        if hasattr(model, 'peft_config'): save_adapter(model, run.path/'adapter', name, **kw)
-        else: save_csm(model, None, run.path/'model', **kw)
-        atomic_write(run.path/'ended.json',
-                     json.dumps(dict(best_update=int(mind['at']) + 1 if mind['at'] >= 0 else None, best=mind['best'] if mind['at'] >= 0 else None,
-                                     skipped=int(mind['skipped']))) + '\n')
-    acc.wait_for_everyone(); return model
+        kw, name = (
+            dict(state_dict=state) if state else {},
+            base_name(run.cfg.model, getattr(run.cfg, 'base', '')),
+        )
+        if hasattr(model, 'peft_config'): save_adapter(model, run.path / 'adapter', name, **kw)
+        else: save_csm(model, None, run.path / 'model', **kw)
+        atomic_write(
+            run.path / 'ended.json',
+            json.dumps(
+                dict(
+                    best_update=int(mind['at']) + 1 if mind['at'] >= 0 else None,
+                    best=mind['best'] if mind['at'] >= 0 else None,
+                    skipped=int(mind['skipped']),
+                )
+            )
+            + '\n',
+        )
+    acc.wait_for_everyone()
+    return model

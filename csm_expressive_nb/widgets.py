@@ -25,7 +25,17 @@ from markupsafe import Markup
 from PIL import Image
 from pydantic import BaseModel
 
-from .core import EmotionConfig, ExpressiveConfig, TrainConfig, in_order, load_config, read_json, root, whole_lines, write_json
+from csm_expressive_nb.core import (
+    EmotionConfig,
+    ExpressiveConfig,
+    TrainConfig,
+    in_order,
+    load_config,
+    read_json,
+    root,
+    whole_lines,
+    write_json,
+)
 from .audio import SR
 from .corpora import Clip
 from .dataset import SPLITS, Dataset, dataset_of, table
@@ -46,36 +56,52 @@ def uri(kind: str, data: bytes) -> str:
 
 def small(picture,                      # a matplotlib figure, or a picture's path
           width: int = 660, colours: int = 48, most: int = 40_000) -> str:
-    "A picture as data URI, made small: `colours` colours, and `width` pixels or as many fewer as `most` bytes need"
+    """A picture as data URI, made small: `colours` colours, and `width` pixels or as many fewer as `most`
+    bytes need"""
     b = io.BytesIO()
-    if hasattr(picture, 'savefig'): picture.savefig(b, dpi=width/picture.get_figwidth())
-    im = Image.open(b if b.tell() else picture).convert('RGB'); im.thumbnail((width, 2*width))
-    im.quantize(colours, dither=Image.Dither.NONE).save(out := io.BytesIO(), 'PNG', optimize=True); u = uri('image/png', out.getvalue())
-    return u if len(u) <= most or width < 200 else small(picture, int(.85*width), colours, most)
+    if hasattr(picture, 'savefig'): picture.savefig(b, dpi=width / picture.get_figwidth())
+    im = Image.open(b if b.tell() else picture).convert('RGB')
+    im.thumbnail((width, 2 * width))
+    im.quantize(colours, dither=Image.Dither.NONE).save(out := io.BytesIO(), 'PNG', optimize=True)
+    u = uri('image/png', out.getvalue())
+    return u if len(u) <= most or width < 200 else small(picture, int(0.85 * width), colours, most)
 
 def encoded(x: np.ndarray, kind: str = 'WAV', **kw) -> bytes:
     "Sound at 24 kHz as the bytes of a file: WAV of 16 bits, or MP3"
-    sf.write(b := io.BytesIO(), np.clip(x, -1, 1), SR, format=kind, **kw); return b.getvalue()
+    sf.write(b := io.BytesIO(), np.clip(x, -1, 1), SR, format=kind, **kw)
+    return b.getvalue()
 
 def short(x: np.ndarray, seconds: float = 2.5) -> str:
     "The first seconds of a sound as an MP3 data URI, for a page without a kernel"
-    return uri('audio/mpeg', encoded(x[:int(seconds*SR)], 'MP3', compression_level=.9))
+    return uri('audio/mpeg', encoded(x[: int(seconds * SR)], 'MP3', compression_level=0.9))
 
 class Still:
-    "Of a widget with a method `static`: its HTML stands beside the widget's view, for readers without a kernel"
-    def _repr_mimebundle_(self, **kw): return super()._repr_mimebundle_(**kw) | {'text/plain': type(self).__name__, 'text/html': str(self.static())}
+    """Of a widget with a method `static`: its HTML stands beside the widget's view, for readers without a
+    kernel"""
 
-LEFT = '<style>.csm-text td, .csm-text th {text-align: left !important}</style>'           # tables as in the rest of the notebook, but of words
+    def _repr_mimebundle_(self, **kw):
+        return super()._repr_mimebundle_(**kw) | {
+            'text/plain': type(self).__name__,
+            'text/html': str(self.static()),
+        }
+
+# tables as in the rest of the notebook, but of words
+LEFT = '<style>.csm-text td, .csm-text th {text-align: left !important}</style>'
 
 def html(template: str = LEFT, **values) -> W.HTML:
     "A template with escaped values as a widget"
     return W.HTML(render(template, **values)).add_class('jp-RenderedHTMLCommon').add_class('csm-text')
 
-TOLD = '<p style="margin:.3em 0" role="{{ "alert" if bad else "status" }}">{% if bad %}<span style="color:#b00020">&#9888;</span> {% endif %}{{ text }}</p>'
+TOLD = (
+    '<p style="margin:.3em 0" role="{{ "alert" if bad else "status" }}">{% if bad %}<span '
+    'style="color:#b00020">&#9888;</span> {% endif %}{{ text }}</p>'
+)
 
 # %% ../nbs/18e_widgets.ipynb #bdf3eef5
 MARKS = ('config.yaml', 'report.json', 'evaluation.json', 'error.txt')
-KINDS = dict(emotion=EmotionConfig, expressive=ExpressiveConfig, retention=RetentionConfig, training=TrainConfig)
+KINDS = dict(
+    emotion=EmotionConfig, expressive=ExpressiveConfig, retention=RetentionConfig, training=TrainConfig
+)
 
 @dataclass
 class Found:
@@ -83,110 +109,200 @@ class Found:
     path: Path
     name: str
     kind: str = 'no run'
-    cfg: BaseModel|None = None
+    cfg: BaseModel | None = None
     report: dict = field(default_factory=dict)
     rows: list = field(default_factory=list)         # the headline table
     sounds: list = field(default_factory=list)       # dict(text, voice, label, file)
     updates: str = ''
     why: str = ''
+
     def line(self) -> dict:
-        e = [self.cfg.emotion] if hasattr(self.cfg, 'emotion') else getattr(self.cfg, 'emotions', None) or list(self.report.get('values', ()))
-        return dict(run=self.name, kind=self.kind, emotion=', '.join(map(str, e)), model=Path(self.cfg.model).name if self.cfg else '', updates=self.updates,
-                    state=self.why or 'finished')
+        e = (
+            [self.cfg.emotion]
+            if hasattr(self.cfg, 'emotion')
+            else getattr(self.cfg, 'emotions', None) or list(self.report.get('values', ()))
+        )
+        return dict(
+            run=self.name,
+            kind=self.kind,
+            emotion=', '.join(map(str, e)),
+            model=Path(self.cfg.model).name if self.cfg else '',
+            updates=self.updates,
+            state=self.why or 'finished',
+        )
 
 def run_folders(folder: Path, depth: int = 3) -> list[Path]:
     "`folder` if it is a run, else the runs below it; a folder without any is in the list too"
-    if any((folder/m).exists() for m in MARKS): return [folder]
+    if any((folder / m).exists() for m in MARKS): return [folder]
     below = sorted(d for d in folder.iterdir() if d.is_dir() and not d.name.startswith('.')) if depth else []
     return [r for d in below for r in run_folders(d, depth - 1)] or [folder]
 
 def headline(kind: str, cfg, report: dict) -> list[dict]:
     "The table that the run's own page shows first"
-    if kind == 'emotion': return [dict(zip(('figure', 'base', 'adapter', 'remark'), r)) for r in summary(cfg, report)]
-    if kind == 'retention': return shown_table(pd.DataFrame(report['table']).T).rename_axis('arm').reset_index().to_dict('records')
+    if kind == 'emotion':
+        return [dict(zip(('figure', 'base', 'adapter', 'remark'), r)) for r in summary(cfg, report)]
+    if kind == 'retention':
+        return (
+            shown_table(pd.DataFrame(report['table']).T).rename_axis('arm').reset_index().to_dict('records')
+        )
     return table_all(report) if kind == 'expressive' else evaluation_table(report)
 
 def sounds_of(kind: str, cfg, report: dict) -> list[dict]:
     "What can be played: text, voice, label, and the file's path within the run folder"
-    if kind == 'expressive': return [dict(text=s['text'], voice=s['role'], label=s['set'], file=s['file']) for s in report['samples']]
+    if kind == 'expressive':
+        return [
+            dict(text=s['text'], voice=s['role'], label=s['set'], file=s['file']) for s in report['samples']
+        ]
     return [dict(text=s['text'], voice=s['role'], label=k, file=s[k]['file']) for s in report['samples']
             for k in ('base', cfg.emotion)] if kind == 'emotion' else []
 
 # %% ../nbs/18e_widgets.ipynb #259f591b
 def read_run(path: Path, name: str) -> Found:
     "A run folder, with the reason where something is missing or broken"
-    r, f = Found(path, name), path/'config.yaml'; report = path/('report.json' if f.exists() else 'evaluation.json')
+    r, f = Found(path, name), path / 'config.yaml'
+    report = path / ('report.json' if f.exists() else 'evaluation.json')
     try:
-        if not any((path/m).exists() for m in MARKS): r.why = f'not a run folder: it has no {", ".join(MARKS[:-1])}'; return r
+        if not any((path / m).exists() for m in MARKS):
+            r.why = f'not a run folder: it has no {", ".join(MARKS[:-1])}'
+            return r
         if f.exists():
-            told = yaml.safe_load(f.read_text(encoding='utf-8')); told = told if isinstance(told, dict) else {}
-            r.kind = next((k for k, n in (('retention', 'arms'), ('expressive', 'emotions'), ('emotion', 'emotion')) if n in told), 'training')
+            told = yaml.safe_load(f.read_text(encoding='utf-8'))
+            told = told if isinstance(told, dict) else {}
+            r.kind = next(
+                (
+                    k
+                    for k, n in (('retention', 'arms'), ('expressive', 'emotions'), ('emotion', 'emotion'))
+                    if n in told
+                ),
+                'training',
+            )
             r.cfg = load_config(f, KINDS[r.kind])
-            done = max((m['step'] + 1 for m in whole_lines(path/'metrics.jsonl') if 'loss' in m), default=0)
-            r.updates = str(r.cfg.steps) if r.kind == 'retention' or done == r.cfg.steps else f'{done} of {r.cfg.steps}'
+            done = max((m['step'] + 1 for m in whole_lines(path / 'metrics.jsonl') if 'loss' in m), default=0)
+            r.updates = (
+                str(r.cfg.steps)
+                if r.kind == 'retention' or done == r.cfg.steps
+                else f'{done} of {r.cfg.steps}'
+            )
         elif report.exists(): r.kind = 'evaluation'
-        if (path/'error.txt').exists():
-            lines = (path/'error.txt').read_text(encoding='utf-8').strip().splitlines() or ['error.txt is empty']
+        if (path / 'error.txt').exists():
+            lines = (path / 'error.txt').read_text(encoding='utf-8').strip().splitlines() or [
+                'error.txt is empty'
+            ]
             r.why = f'failed: {lines[-1]}; mend that and run the same command again'
         elif not report.exists():
             r.why = (f'unfinished: no {report.name}; the same command goes on where it stopped' if r.cfg
                      else f'{report.name} is missing, and so are the settings (config.yaml): run it again')
-        if report.exists(): r.report = read_json(report); r.rows, r.sounds = headline(r.kind, r.cfg, r.report), sounds_of(r.kind, r.cfg, r.report)
+        if report.exists():
+            r.report = read_json(report)
+            r.rows, r.sounds = headline(r.kind, r.cfg, r.report), sounds_of(r.kind, r.cfg, r.report)
         if not r.why and r.kind in ('emotion', 'expressive'): open_finished(path)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, yaml.YAMLError) as e:
-        r.why = ('broken: ' if not isinstance(e, FileNotFoundError)
-                 else '') + f'{type(e).__name__ + ": " if not isinstance(e, OSError) else ""}{e}'.replace(f'{path}/', '').replace(str(path),
-            name) + ('' if isinstance(e, FileNotFoundError) else '; restore the file, or remove the folder and run the same command again')
+        r.why = (
+            ('broken: ' if not isinstance(e, FileNotFoundError) else '')
+            + f'{type(e).__name__ + ": " if not isinstance(e, OSError) else ""}{e}'.replace(
+                f'{path}/', ''
+            ).replace(str(path), name)
+            + (
+                ''
+                if isinstance(e, FileNotFoundError)
+                else '; restore the file, or remove the folder and run the same command again'
+            )
+        )
     return r
 
-def runs(folder: str|Path = '_reports') -> list[Found]:      # a relative path is meant from the project root
+def runs(folder: str | Path = '_reports') -> list[Found]:  # a relative path is meant from the project root
     "Every run below `folder`, finished or not"
-    top = root()/folder; places = run_folders(top) if top.is_dir() else []
-    return [read_run(p, '.' if p == top else p.relative_to(top).as_posix()) for p in places if p != top or any((p/m).exists() for m in MARKS)]
+    top = root() / folder
+    places = run_folders(top) if top.is_dir() else []
+    return [
+        read_run(p, '.' if p == top else p.relative_to(top).as_posix())
+        for p in places
+        if p != top or any((p / m).exists() for m in MARKS)
+    ]
 
 # %% ../nbs/18e_widgets.ipynb #9716cee5
-def differing(cfg: BaseModel|None) -> list[dict]:
+def differing(cfg: BaseModel | None) -> list[dict]:
     "Settings that are not the defaults; `out` is a place, not a setting"
     if cfg is None: return []
-    usual = type(cfg)().model_dump(); return [dict(setting=k, value=v, default=usual[k]) for k, v in cfg.model_dump().items() if v != usual[k] and k != 'out']
+    usual = type(cfg)().model_dump()
+    return [
+        dict(setting=k, value=v, default=usual[k])
+        for k, v in cfg.model_dump().items()
+        if v != usual[k] and k != 'out'
+    ]
 
 def inside(folder: Path, file: str) -> Path:
     "The file of a run folder that its report names"
     p = within(folder, str(file))
-    if not p.is_file(): raise FileNotFoundError(f'{file} is missing: run the same command again')
+    if not p.is_file():
+        raise FileNotFoundError(f'{file} is missing: run the same command again')
     return p
 
 FIRST = ('before_after', 'asked_said', 'retention', 'evaluation')
 
 def pictures(folder: Path) -> list[Path]:
     "Figures of a run folder, the one that says most first"
-    return sorted([*folder.glob('figures/*.png'), *folder.glob('*.png')], key=lambda f: (FIRST.index(f.stem) if f.stem in FIRST else len(FIRST), f.name))
+    return sorted(
+        [*folder.glob('figures/*.png'), *folder.glob('*.png')],
+        key=lambda f: (FIRST.index(f.stem) if f.stem in FIRST else len(FIRST), f.name),
+    )
 
 # %% ../nbs/18e_widgets.ipynb #7b820189
 class RunExplorer(Still, W.VBox):
     "Widget: the runs below `folder`, and what the chosen one found"
-    def __init__(self, folder: str|Path = '_reports'):      # a relative path is meant from the project root
-        super().__init__(); self.folder, self.list, self.head, self.sound = folder, html(), html(), W.VBox()
-        self.choose = W.Dropdown(description='run', layout=W.Layout(width='24em')); self.again = W.Button(description='Look again', icon='refresh')
+
+    def __init__(self, folder: str | Path = '_reports'):  # a relative path is meant from the project root
+        super().__init__()
+        self.folder, self.list, self.head, self.sound = folder, html(), html(), W.VBox()
+        self.choose = W.Dropdown(description='run', layout=W.Layout(width='24em'))
+        self.again = W.Button(description='Look again', icon='refresh')
         self.again.on_click(lambda _: self.look())
         self.tabs = W.Tab([W.VBox() for _ in range(4)], titles=('Results', 'Figures', 'Samples', 'Settings'))
-        self.choose.observe(lambda _: self.show(), 'value'); self.tabs.observe(lambda _: self.fill(), 'selected_index'); self.look()
+        self.choose.observe(lambda _: self.show(), 'value')
+        self.tabs.observe(lambda _: self.fill(), 'selected_index')
+        self.look()
+
     def look(self):
         "Read the folder again; the choice stays where it can"
-        before = self.run.name if getattr(self, 'run', None) else ''; self.found = runs(self.folder)
-        first = min(range(len(self.found)), key=lambda i: (bool(self.found[i].why), self.found[i].kind == 'no run'), default=0)
-        self.list.value = Markup(LEFT) + self.listed(); self.choose.options = [(r.name, i) for i, r in enumerate(self.found)]
+        before = self.run.name if getattr(self, 'run', None) else ''
+        self.found = runs(self.folder)
+        first = min(
+            range(len(self.found)),
+            key=lambda i: (bool(self.found[i].why), self.found[i].kind == 'no run'),
+            default=0,
+        )
+        self.list.value = Markup(LEFT) + self.listed()
+        self.choose.options = [(r.name, i) for i, r in enumerate(self.found)]
         names = [r.name for r in self.found]
         self.choose.value = None if not names else names.index(before) if before in names else first
-        self.children = [W.HBox([self.choose, self.again]), self.list, self.head, self.tabs, self.sound] if names else [self.list, self.again]; self.show()
+        self.children = (
+            [W.HBox([self.choose, self.again]), self.list, self.head, self.tabs, self.sound]
+            if names
+            else [self.list, self.again]
+        )
+        self.show()
+
     def listed(self) -> Markup:
-        return render('{% if rows %}{{ grid(rows) }}{% else %}<p>No runs below <code>{{ folder }}</code> yet. One command makes the first: '
-                      '<code>csm_expressive emotion sad</code></p>{% endif %}', rows=[r.line() for r in self.found], folder=Path(self.folder).name)
+        return render(
+            '{% if rows %}{{ grid(rows) }}{% else %}<p>No runs below <code>{{ folder }}</code> yet. One '
+            'command makes the first: <code>csm_expressive emotion sad</code></p>{% endif %}',
+            rows=[r.line() for r in self.found],
+            folder=Path(self.folder).name,
+        )
+
     def show(self):
         "The chosen run; its tabs are filled as they are opened"
-        self.run = None if self.choose.value is None else self.found[self.choose.value]; self.sound.children = (); self.filled = set()
+        self.run = None if self.choose.value is None else self.found[self.choose.value]
+        self.sound.children = ()
+        self.filled = set()
         if self.run:
-            self.head.value = render('<h4>{{ r.name }}</h4>{% if r.why %}' + TOLD + '{% endif %}', r=self.run, text=self.run.why, bad=True); self.fill()
+            self.head.value = render(
+                '<h4>{{ r.name }}</h4>{% if r.why %}' + TOLD + '{% endif %}',
+                r=self.run,
+                text=self.run.why,
+                bad=True,
+            )
+            self.fill()
 
 # %% ../nbs/18e_widgets.ipynb #ba7ccbc3
 @patch
@@ -194,21 +310,35 @@ def fill(self: RunExplorer):
     "Fill the open tab"
     i, r = self.tabs.selected_index or 0, self.run
     if r is None or i in self.filled: return
-    self.filled.add(i); self.tabs.children[i].children = [self.results, self.figures, self.samples, self.settings][i](r)
+    self.filled.add(i)
+    self.tabs.children[i].children = [self.results, self.figures, self.samples, self.settings][i](r)
 
 @patch
 def results(self: RunExplorer, r: Found) -> list:
-    return [html('{% if rows %}{{ grid(rows) }}{% else %}<p>No results: see the reason above.</p>{% endif %}', rows=r.rows)]
+    return [
+        html(
+            '{% if rows %}{{ grid(rows) }}{% else %}<p>No results: see the reason above.</p>{% endif %}',
+            rows=r.rows,
+        )
+    ]
 
 @patch
 def figures(self: RunExplorer, r: Found) -> list:
-    return [W.Image(value=f.read_bytes(), format='png', layout=W.Layout(max_width='100%', object_fit='contain'))
-            for f in pictures(r.path)] or [html('<p>No figures here.</p>')]
+    return [
+        W.Image(value=f.read_bytes(), format='png', layout=W.Layout(max_width='100%', object_fit='contain'))
+        for f in pictures(r.path)
+    ] or [html('<p>No figures here.</p>')]
 
 @patch
 def settings(self: RunExplorer, r: Found) -> list:
-    return [html('{% if cfg %}{% if rows %}{{ grid(rows) }}{% else %}<p>All settings are the defaults.</p>{% endif %}{% else %}<p>No settings could be '
-                 'read.</p>{% endif %}', cfg=r.cfg, rows=differing(r.cfg))]
+    return [
+        html(
+            '{% if cfg %}{% if rows %}{{ grid(rows) }}{% else %}<p>All settings are the defaults.</p>{% '
+            'endif %}{% else %}<p>No settings could be read.</p>{% endif %}',
+            cfg=r.cfg,
+            rows=differing(r.cfg),
+        )
+    ]
 
 @patch
 def samples(self: RunExplorer, r: Found) -> list:
@@ -216,10 +346,23 @@ def samples(self: RunExplorer, r: Found) -> list:
     out = []
     for text, voice in dict.fromkeys((s['text'], s['voice']) for s in r.sounds):
         row = [s for s in r.sounds if (s['text'], s['voice']) == (text, voice)]
-        buttons = [W.Button(description=str(s['label']), icon='play', layout=W.Layout(width='9em')) for s in row]
-        for b, s in zip(buttons, row): b.on_click(lambda _, s=s: self.play(r, s))
-        out.append(W.VBox([html('<p>{{ text }} <span style="opacity:.7">voice {{ voice }}</span></p>', text=text, voice=voice),
-                           W.HBox(buttons, layout=W.Layout(flex_flow='row wrap'))]))
+        buttons = [
+            W.Button(description=str(s['label']), icon='play', layout=W.Layout(width='9em')) for s in row
+        ]
+        for b, s in zip(buttons, row):
+            b.on_click(lambda _, s=s: self.play(r, s))
+        out.append(
+            W.VBox(
+                [
+                    html(
+                        '<p>{{ text }} <span style="opacity:.7">voice {{ voice }}</span></p>',
+                        text=text,
+                        voice=voice,
+                    ),
+                    W.HBox(buttons, layout=W.Layout(flex_flow='row wrap')),
+                ]
+            )
+        )
     return out or [html('<p>No samples here.</p>')]
 
 @patch
@@ -229,18 +372,32 @@ def play(self: RunExplorer, r: Found, s: dict):
         f = inside(r.path, s['file'])
         self.sound.children = [html('<p>{{ s.label }}, voice {{ s.voice }}: {{ s.text }}</p>', s=s),
                                W.Audio(value=f.read_bytes(), format=f.suffix[1:], autoplay=True, loop=False)]
-    except (OSError, ValueError) as e: self.sound.children = [html(TOLD, text=str(e), bad=True)]
+    except (OSError, ValueError) as e:
+        self.sound.children = [html(TOLD, text=str(e), bad=True)]
 
 # %% ../nbs/18e_widgets.ipynb #1cfd09fd
 @patch
 def static(self: RunExplorer) -> Markup:
     "List, headline table, one figure and one sample of the chosen run"
-    r = self.run; figure = next(iter(pictures(r.path)), None) if r else None
-    heard = next((s for s in reversed(r.sounds[:2]) if (r.path/s['file']).is_file()), None) if r and not r.why else None
+    r = self.run
+    figure = next(iter(pictures(r.path)), None) if r else None
+    heard = (
+        next((s for s in reversed(r.sounds[:2]) if (r.path / s['file']).is_file()), None)
+        if r and not r.why
+        else None
+    )
     sound = short(sf.read(inside(r.path, heard['file']), dtype='float32')[0]) if heard else ''
-    return render('<p><b>Runs</b></p>{{ listed }}{% if r %}<p><b>{{ r.name }}</b></p>{{ grid(r.rows[:10]) }}{% if figure %}<p><img src="{{ figure }}" alt="{{ '
-                  'alt }}"></p>{% endif %}{% if sound %}<p>{{ heard.label }}: {{ heard.text }}<br>{{ player(sound) }}</p>{% endif %}{% endif %}',
-                  listed=self.listed(), r=r, figure=figure and small(figure, 560), alt=figure and figure.stem, sound=sound, heard=heard)
+    return render(
+        '<p><b>Runs</b></p>{{ listed }}{% if r %}<p><b>{{ r.name }}</b></p>{{ grid(r.rows[:10]) }}{% if '
+        'figure %}<p><img src="{{ figure }}" alt="{{ alt }}"></p>{% endif %}{% if sound %}<p>{{ '
+        'heard.label }}: {{ heard.text }}<br>{{ player(sound) }}</p>{% endif %}{% endif %}',
+        listed=self.listed(),
+        r=r,
+        figure=figure and small(figure, 560),
+        alt=figure and figure.stem,
+        sound=sound,
+        heard=heard,
+    )
 
 # %% ../nbs/18e_widgets.ipynb #fddb7d4b
 def shared(model):
@@ -252,84 +409,199 @@ class Style:
     "What can be asked for; without a `folder` the base speaks"
     label: str
     emotion: str = ''
-    folder: Path|None = None
+    folder: Path | None = None
     tag: str = ''
 
 def styles(found: list[Found]) -> list[Style]:
-    "The base, every emotion run that has its adapter, and every emotion of a general stage; a report is not needed to speak"
-    out = [Style('base')] + [Style(e, e, r.path, t) for r in found if r.kind in ('emotion', 'expressive') and r.cfg
-                             and (r.path/'adapter/adapter_model.safetensors').is_file() for e, t in open_finished(r.path)[1].items()]
+    """The base, every emotion run that has its adapter, and every emotion of a general stage; a report is
+    not needed to speak"""
+    out = [Style('base')] + [
+        Style(e, e, r.path, t)
+        for r in found
+        if r.kind in ('emotion', 'expressive')
+        and r.cfg
+        and (r.path / 'adapter/adapter_model.safetensors').is_file()
+        for e, t in open_finished(r.path)[1].items()
+    ]
     n, name = Counter(s.label for s in out), {r.path: r.name for r in found}
-    return [s if n[s.label] == 1 else Style(f'{s.emotion} ({name[s.folder]})' if s.folder else s.label, s.emotion, s.folder, s.tag) for s in out]
+    return [
+        s
+        if n[s.label] == 1
+        else Style(f'{s.emotion} ({name[s.folder]})' if s.folder else s.label, s.emotion, s.folder, s.tag)
+        for s in out
+    ]
 
 LONGEST = 200
 
 def checked(text: str) -> str:
     "The sentence in one line; ValueError where it could not be spoken as it stands"
-    text = ' '.join(text.split()); bad = next((s for s in (TAG, '<|', '|>') if s in text), '')
-    if not text or not any(c.isalnum() for c in text): raise ValueError('Type a sentence first.')
-    if len(text) > LONGEST: raise ValueError(f'{len(text)} characters: the model knows single sentences, use at most {LONGEST}.')
+    text = ' '.join(text.split())
+    bad = next((s for s in (TAG, '<|', '|>') if s in text), '')
+    if not text or not any(c.isalnum() for c in text):
+        raise ValueError('Type a sentence first.')
+    if len(text) > LONGEST:
+        raise ValueError(f'{len(text)} characters: the model knows single sentences, use at most {LONGEST}.')
     if bad: raise ValueError(f'"{bad}" is a mark of the model, not text: leave it out.')
     return text
 
 # %% ../nbs/18e_widgets.ipynb #bceeb7d4
 class Speaker:
     "Base models and adapters, each loaded once, when first spoken with"
-    def __init__(self, model: str = 'nano'): self.model, self.bases, self.loras = model, {}, {}
+
+    def __init__(self, model: str = 'nano'):
+        self.model, self.bases, self.loras = model, {}, {}
+
     def base(self, cfg=None) -> tuple:  # (model, processor)
         k = (cfg.model, getattr(cfg, 'base', '')) if cfg else (self.model, '')
-        if k not in self.bases: self.bases[k] = load_base(cfg) if cfg else load_csm(self.model)
+        if k not in self.bases:
+            self.bases[k] = load_base(cfg) if cfg else load_csm(self.model)
         return self.bases[k]
-    def lora(self, folder: Path) -> tuple:  # (model with adapter, processor); a run trained again is loaded again
-        cfg, _, adapter = open_finished(folder); k = folder, (adapter/'adapter_model.safetensors').stat().st_mtime_ns
+
+    def lora(
+        self, folder: Path
+    ) -> tuple:  # (model with adapter, processor); a run trained again is loaded again
+        cfg, _, adapter = open_finished(folder)
+        k = folder, (adapter / 'adapter_model.safetensors').stat().st_mtime_ns
         if k not in self.loras:
             m, p = self.base(cfg)
-            try: self.loras = {q: v for q, v in self.loras.items() if q[0] != folder} | {k: (load_adapter(shared(m), adapter), p)}
+            try:
+                self.loras = {q: v for q, v in self.loras.items() if q[0] != folder} | {
+                    k: (load_adapter(shared(m), adapter), p)
+                }
             except (RuntimeError, ValueError) as e:
-                raise ValueError(f'the adapter of {folder.name} does not fit the model {Path(cfg.model).name}: its files are of two runs, or the model '
-                                 f'changed; remove the run folder and run the same command again ({str(e).splitlines()[-1].strip()})'.replace(f'{folder}/',
-                    '')) from None
+                raise ValueError(
+                    f'the adapter of {folder.name} does not fit the model {Path(cfg.model).name}: its '
+                    'files are of two runs, or the model changed; remove the run folder and run the same '
+                    f'command again ({str(e).splitlines()[-1].strip()})'.replace(f'{folder}/', '')
+                ) from None
         return self.loras[k]
-    def say(self, style: Style, text: str, voice: int = 1,
-            intensity: float = 1.,                # strength of the adapter: 0 is the base, and has no mark in its text; 1 as trained
-            seed: int = 0, temperature: float = .6) -> Speech:
+
+    def say(
+        self,
+        style: Style,
+        text: str,
+        voice: int = 1,
+        # strength of the adapter: 0 is the base, and has no mark in its text; 1 as trained
+        intensity: float = 1.0,
+        seed: int = 0,
+        temperature: float = 0.6,
+    ) -> Speech:
         "One sentence; the same arguments give the same samples"
-        text = checked(text); how = dict(seed=seed, temperature=temperature, max_frames=max(75, 25 + 2*len(text)), show=False)
-        if not style.folder: return speak(*self.base(), [text], [voice], **how)[0]
+        text = checked(text)
+        how = dict(seed=seed, temperature=temperature, max_frames=max(75, 25 + 2 * len(text)), show=False)
+        if not style.folder:
+            return speak(*self.base(), [text], [voice], **how)[0]
         model, processor = self.lora(style.folder)
-        with scaled(model, intensity): return speak(model, processor, [text], [voice], style.tag if intensity else '', **how)[0]
+        with scaled(model, intensity):
+            return speak(model, processor, [text], [voice], style.tag if intensity else '', **how)[0]
 
 # %% ../nbs/18e_widgets.ipynb #2556aae4
 class SpeakPanel(Still, W.VBox):
-    "Widget: type a sentence, hear it in every emotion that was trained, at any strength; without a run the base speaks"
-    def __init__(self, folder: str|Path = '_reports',        # where runs are looked for; relative paths are meant from the project root
-                 model: str = 'nano',                        # what speaks as the base
-                 kept: int = 6):                             # how many are remembered
-        super().__init__(); self.folder, self.kept, self.history, self.now, self.speaker, wide = folder, kept, [], None, Speaker(model), W.Layout(width='27em')
+    """Widget: type a sentence, hear it in every emotion that was trained, at any strength; without a run
+    the base speaks"""
+
+    def __init__(
+        self,
+        folder: str
+        | Path = '_reports',  # where runs are looked for; relative paths are meant from the project root
+        model: str = 'nano',  # what speaks as the base
+        kept: int = 6,
+    ):  # how many are remembered
+        super().__init__()
+        self.folder, self.kept, self.history, self.now, self.speaker, wide = (
+            folder,
+            kept,
+            [],
+            None,
+            Speaker(model),
+            W.Layout(width='27em'),
+        )
         label = dict(description_width='6.5em')
-        self.text = W.Text('The sailor sold a golden lamp.', description='sentence', style=label, layout=W.Layout(width='100%', max_width='44em'))
+        self.text = W.Text(
+            'The sailor sold a golden lamp.',
+            description='sentence',
+            style=label,
+            layout=W.Layout(width='100%', max_width='44em'),
+        )
         self.what = W.ToggleButtons(style=W.ToggleButtonsStyle(button_width='auto', **label))
-        self.intensity = W.FloatSlider(1., min=0., max=1.5, step=.05, description='intensity', readout_format='.2f', style=label, layout=wide)
-        self.temperature = W.FloatSlider(.6, min=.1, max=1.2, step=.05, description='temperature', readout_format='.2f', style=label, layout=wide)
-        self.voice = W.Dropdown(options=[(f'{i} ({"male" if i % 2 else "female"})', i) for i in range(1, 9)], description='voice', value=2, style=label,
-                                layout=W.Layout(width='15em'))
-        self.seed = W.BoundedIntText(0, min=0, max=2**31 - 1, description='seed', style=label, layout=W.Layout(width='15em'))
-        button = lambda text, icon, act, **kw: (b := W.Button(description=text, icon=icon, **kw), b.on_click(lambda _: act()))[0]
-        self.button = button('Speak', 'volume-up', self.press, button_style='primary'); self.save = button('Save WAV', 'download', self.keep, disabled=True)
+        self.intensity = W.FloatSlider(
+            1.0,
+            min=0.0,
+            max=1.5,
+            step=0.05,
+            description='intensity',
+            readout_format='.2f',
+            style=label,
+            layout=wide,
+        )
+        self.temperature = W.FloatSlider(
+            0.6,
+            min=0.1,
+            max=1.2,
+            step=0.05,
+            description='temperature',
+            readout_format='.2f',
+            style=label,
+            layout=wide,
+        )
+        self.voice = W.Dropdown(
+            options=[(f'{i} ({"male" if i % 2 else "female"})', i) for i in range(1, 9)],
+            description='voice',
+            value=2,
+            style=label,
+            layout=W.Layout(width='15em'),
+        )
+        self.seed = W.BoundedIntText(
+            0, min=0, max=2**31 - 1, description='seed', style=label, layout=W.Layout(width='15em')
+        )
+        button = lambda text, icon, act, **kw: (
+            b := W.Button(description=text, icon=icon, **kw),
+            b.on_click(lambda _: act()),
+        )[0]
+        self.button = button('Speak', 'volume-up', self.press, button_style='primary')
+        self.save = button('Save WAV', 'download', self.keep, disabled=True)
         self.again = button('Look again', 'refresh', self.look)
-        self.hint, self.told, self.heard, self.past = html(), html(), W.VBox(), W.VBox(); self.what.observe(lambda _: self.able(), 'value'); self.look()
-        self.children = [self.hint, self.text,
-                         W.HBox([W.Label('emotion', layout=W.Layout(width='6.5em', justify_content='flex-end', margin='2px 4px 2px 2px')), self.what]),
-                         W.HBox([self.intensity, self.temperature], layout=W.Layout(flex_flow='row wrap')),
-                         W.HBox([self.voice, self.seed], layout=W.Layout(flex_flow='row wrap')),
-                         W.HBox([self.button, self.save, self.again]), self.told, self.heard, self.past]
+        self.hint, self.told, self.heard, self.past = html(), html(), W.VBox(), W.VBox()
+        self.what.observe(lambda _: self.able(), 'value')
+        self.look()
+        self.children = [
+            self.hint,
+            self.text,
+            W.HBox(
+                [
+                    W.Label(
+                        'emotion',
+                        layout=W.Layout(width='6.5em', justify_content='flex-end', margin='2px 4px 2px 2px'),
+                    ),
+                    self.what,
+                ]
+            ),
+            W.HBox([self.intensity, self.temperature], layout=W.Layout(flex_flow='row wrap')),
+            W.HBox([self.voice, self.seed], layout=W.Layout(flex_flow='row wrap')),
+            W.HBox([self.button, self.save, self.again]),
+            self.told,
+            self.heard,
+            self.past,
+        ]
+
     def look(self):
         "Look for runs again"
-        before = self.what.value.label if self.what.value else ''; menu = styles(runs(self.folder)); self.what.options = [(s.label, s) for s in menu]
-        self.what.value = next((s for s in menu if s.label == before), menu[0]); self.able()
-        self.hint.value = '' if len(menu) > 1 else render('<p>No adapter below <code>{{ folder }}</code> yet: the base speaks, and there is nothing to '
-                                                          'intensify. One command makes an adapter: <code>csm_expressive emotion sad</code>, then press "Look '
-                                                          'again".</p>', folder=Path(self.folder).name)
+        before = self.what.value.label if self.what.value else ''
+        menu = styles(runs(self.folder))
+        self.what.options = [(s.label, s) for s in menu]
+        self.what.value = next((s for s in menu if s.label == before), menu[0])
+        self.able()
+        self.hint.value = (
+            ''
+            if len(menu) > 1
+            else render(
+                '<p>No adapter below <code>{{ folder }}</code> yet: the base speaks, and there is nothing to '
+                'intensify. One command makes an adapter: <code>csm_expressive emotion sad</code>, then '
+                'press "Look again".</p>',
+                folder=Path(self.folder).name,
+            )
+        )
+
     def able(self): self.intensity.disabled = not self.what.value.folder
 
 # %% ../nbs/18e_widgets.ipynb #431300a4
@@ -337,162 +609,356 @@ class SpeakPanel(Still, W.VBox):
 def asked(self: SpeakPanel) -> dict:
     "The settings as they stand"
     s = self.what.value
-    return dict(style=s, text=checked(self.text.value), voice=self.voice.value, intensity=round(self.intensity.value, 3) if s.folder else 0.,
-                seed=self.seed.value, temperature=round(self.temperature.value, 3))
+    return dict(
+        style=s,
+        text=checked(self.text.value),
+        voice=self.voice.value,
+        intensity=round(self.intensity.value, 3) if s.folder else 0.0,
+        seed=self.seed.value,
+        temperature=round(self.temperature.value, 3),
+    )
 
 @patch
 def press(self: SpeakPanel, autoplay: bool = True):
     "Speak what is typed, and show it"
     self.button.disabled, self.button.description, self.button.icon = True, 'Speaking ...', 'hourglass-half'
-    self.told.value = render(TOLD, text='Speaking ...' if self.speaker.bases else 'Loading the model, once ...', bad=False)
+    self.told.value = render(
+        TOLD, text='Speaking ...' if self.speaker.bases else 'Loading the model, once ...', bad=False
+    )
     try:
-        a = self.asked(); t = time.perf_counter(); old = next((h for h in self.history if h['asked'] == a), None)      # the second half of a double click, too
-        h = old or dict(asked=a, speech=self.speaker.say(**a)); took = time.perf_counter() - t; s = h['speech']
-        self.history = [h, *(x for x in self.history if x is not h)][:self.kept]; self.show(h, autoplay)
-        self.told.value = render(TOLD, bad=not s.ended,
-                                 text=('The same settings: the same sound. ' if old else f'{len(s.audio)/SR:.2f} s of speech in {took:.1f} s. ') + (''
-            if s.ended else 'It did not stop by itself: try less intensity, a lower temperature, or another seed.'))
-    except Exception as e: self.told.value = render(TOLD, text=str(e) if isinstance(e, (ValueError, OSError)) else f'{type(e).__name__}: {e}', bad=True)
-    finally: self.button.disabled, self.button.description, self.button.icon = False, 'Speak', 'volume-up'
+        # the second half of a double click, too
+        a = self.asked()
+        t = time.perf_counter()
+        old = next((h for h in self.history if h['asked'] == a), None)
+        h = old or dict(asked=a, speech=self.speaker.say(**a))
+        took = time.perf_counter() - t
+        s = h['speech']
+        self.history = [h, *(x for x in self.history if x is not h)][: self.kept]
+        self.show(h, autoplay)
+        self.told.value = render(
+            TOLD,
+            bad=not s.ended,
+            text=(
+                'The same settings: the same sound. '
+                if old
+                else f'{len(s.audio) / SR:.2f} s of speech in {took:.1f} s. '
+            )
+            + (
+                ''
+                if s.ended
+                else 'It did not stop by itself: try less intensity, a lower temperature, or another seed.'
+            ),
+        )
+    except Exception as e:
+        self.told.value = render(
+            TOLD,
+            text=str(e) if isinstance(e, (ValueError, OSError)) else f'{type(e).__name__}: {e}',
+            bad=True,
+        )
+    finally:
+        self.button.disabled, self.button.description, self.button.icon = False, 'Speak', 'volume-up'
 
-CAPTION = ('<b>{{ a.style.label }}</b>{% if a.style.folder %} x {{ "%.2f" % a.intensity }}{% endif %}, voice {{ a.voice }}, seed {{ a.seed }}, temperature {{ '
-           '"%.2f" % a.temperature }}: {{ a.text }}')
+CAPTION = (
+    '<b>{{ a.style.label }}</b>{% if a.style.folder %} x {{ "%.2f" % a.intensity }}{% endif %}, voice {{ '
+    'a.voice }}, seed {{ a.seed }}, temperature {{ "%.2f" % a.temperature }}: {{ a.text }}'
+)
 
 @patch
 def show(self: SpeakPanel, h: dict, autoplay: bool = True):
     "Player, figure, and the list of what was said"
-    self.now, self.save.disabled = h, False; a = h['asked']
-    clip_figure(h['speech'].audio, f"{a['style'].emotion or 'base'}, voice {a['voice']}").savefig(b := io.BytesIO(), dpi=100)
-    self.heard.children = [html('<p style="margin:.6em 0 .2em">' + CAPTION + '</p>', a=a),
-                           W.Audio(value=encoded(h['speech'].audio), format='wav', autoplay=autoplay, loop=False),
-                           W.Image(value=b.getvalue(), format='png', layout=W.Layout(max_width='460px', object_fit='contain'))]
+    self.now, self.save.disabled = h, False
+    a = h['asked']
+    clip_figure(h['speech'].audio, f"{a['style'].emotion or 'base'}, voice {a['voice']}").savefig(
+        b := io.BytesIO(), dpi=100
+    )
+    self.heard.children = [
+        html('<p style="margin:.6em 0 .2em">' + CAPTION + '</p>', a=a),
+        W.Audio(value=encoded(h['speech'].audio), format='wav', autoplay=autoplay, loop=False),
+        W.Image(value=b.getvalue(), format='png', layout=W.Layout(max_width='460px', object_fit='contain')),
+    ]
     rows = []
     for x in self.history:
-        p = W.Button(icon='play', tooltip='play this one', layout=W.Layout(width='3em'), button_style='info' if x is h else '')
-        p.on_click(lambda _, x=x: self.show(x)); rows.append(W.HBox([p, html(CAPTION, a=x['asked'])]))
+        p = W.Button(
+            icon='play',
+            tooltip='play this one',
+            layout=W.Layout(width='3em'),
+            button_style='info' if x is h else '',
+        )
+        p.on_click(lambda _, x=x: self.show(x))
+        rows.append(W.HBox([p, html(CAPTION, a=x['asked'])]))
     self.past.children = [html('<p style="margin:.6em 0 0">Compare</p>'), *rows] if len(rows) > 1 else ()
 
 # %% ../nbs/18e_widgets.ipynb #20063820
 @patch
 def keep(self: SpeakPanel):
     "Write the sound in the player, and beside it how to make it again, to `studio` in the reports folder"
-    a = self.now['asked']; s = a['style']
-    told = {k: v for k, v in a.items() if k != 'style'} | dict(emotion=s.emotion or 'base', tag=s.tag if a['intensity'] else '',
-                                                               run=s.folder.name if s.folder else s.label, model=self.speaker.model)
+    a = self.now['asked']
+    s = a['style']
+    told = {k: v for k, v in a.items() if k != 'style'} | dict(
+        emotion=s.emotion or 'base',
+        tag=s.tag if a['intensity'] else '',
+        run=s.folder.name if s.folder else s.label,
+        model=self.speaker.model,
+    )
     key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
     name = f"{told['emotion']}_{a['intensity']:.2f}_voice{a['voice']}_seed{a['seed']}_{key}"
-    place = root()/self.folder/'studio'
+    place = root() / self.folder / 'studio'
     try:
-        place.mkdir(parents=True, exist_ok=True); (place/f'{name}.wav').write_bytes(encoded(self.now['speech'].audio)); write_json(place/f'{name}.json', told)
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f'{name}.wav').write_bytes(encoded(self.now['speech'].audio))
+        write_json(place / f'{name}.json', told)
         self.told.value = render(TOLD, text=f'Saved {Path(self.folder).name}/studio/{name}.wav', bad=False)
-    except OSError as e: self.told.value = render(TOLD, text=f'Not saved ({e.strerror}): mend that and press again.', bad=True)
+    except OSError as e:
+        self.told.value = render(TOLD, text=f'Not saved ({e.strerror}): mend that and press again.', bad=True)
 
 @patch
 def static(self: SpeakPanel) -> Markup:
     "What can be asked for, what was said, figure and sound of the last"
     h = self.now
-    rows = [dict(emotion=x['asked']['style'].label, intensity=x['asked']['intensity'] if x['asked']['style'].folder else '', voice=x['asked']['voice'],
-                 seed=x['asked']['seed'], temperature=x['asked']['temperature'], sentence=x['asked']['text'], seconds=f"{len(x['speech'].audio)/SR:.2f}")
-            for x in self.history]
-    return render('<p><b>Speak</b></p>{{ hint }}<p>Can be asked for: {{ menu }}.</p>{{ grid(rows) }}{% if h %}<p><img src="{{ figure }}" alt="waveform, '
-                  'spectrogram and pitch"></p><p>{{ player(sound) }}</p>{% else %}<p>Press Speak in a running notebook to hear it.</p>{% endif %}',
-                  hint=Markup(self.hint.value), menu=', '.join(s.label for _, s in self.what.options), rows=rows, h=h,
-                  figure=h and small(clip_figure(h['speech'].audio, h['asked']['style'].emotion or 'base'), 420), sound=h and short(h['speech'].audio))
+    rows = [
+        dict(
+            emotion=x['asked']['style'].label,
+            intensity=x['asked']['intensity'] if x['asked']['style'].folder else '',
+            voice=x['asked']['voice'],
+            seed=x['asked']['seed'],
+            temperature=x['asked']['temperature'],
+            sentence=x['asked']['text'],
+            seconds=f"{len(x['speech'].audio) / SR:.2f}",
+        )
+        for x in self.history
+    ]
+    return render(
+        '<p><b>Speak</b></p>{{ hint }}<p>Can be asked for: {{ menu }}.</p>{{ grid(rows) }}{% if h '
+        '%}<p><img src="{{ figure }}" alt="waveform, spectrogram and pitch"></p><p>{{ player(sound) '
+        '}}</p>{% else %}<p>Press Speak in a running notebook to hear it.</p>{% endif %}',
+        hint=Markup(self.hint.value),
+        menu=', '.join(s.label for _, s in self.what.options),
+        rows=rows,
+        h=h,
+        figure=h and small(clip_figure(h['speech'].audio, h['asked']['style'].emotion or 'base'), 420),
+        sound=h and short(h['speech'].audio),
+    )
 
 # %% ../nbs/18e_widgets.ipynb #09233d01
-def neutral_of(ds: Dataset, c: Clip) -> Clip|None:
+def neutral_of(ds: Dataset, c: Clip) -> Clip | None:
     "A neutral clip of the same speaker and text"
-    return next((n for n in ds.select(corpus=c.corpus, speaker=c.speaker, text=c.text, emotion='neutral') if n.id != c.id),
-                None) if c.text and c.emotion != 'neutral' else None
+    return (
+        next(
+            (
+                n
+                for n in ds.select(corpus=c.corpus, speaker=c.speaker, text=c.text, emotion='neutral')
+                if n.id != c.id
+            ),
+            None,
+        )
+        if c.text and c.emotion != 'neutral'
+        else None
+    )
 
 def beside(ds: Dataset, c: Clip):
     "Figure of a clip, the neutral one beside it where there is one"
     n = neutral_of(ds, c)
-    return clip_figure(ds.audio(c), f'{c.emotion}, speaker {c.speaker}'.replace('$', r'\$'), None if n is None else ds.audio(n), 'neutral, the same sentence')
+    return clip_figure(
+        ds.audio(c),
+        f'{c.emotion}, speaker {c.speaker}'.replace('$', r'\$'),
+        None if n is None else ds.audio(n),
+        'neutral, the same sentence',
+    )
 
 def left_out(ds: Dataset) -> list[dict]:
     "Rows of `quarantine.csv`"
-    f = ds.folder/'quarantine.csv'
+    f = ds.folder / 'quarantine.csv'
     if not f.is_file(): return []
     with open(f, newline='', encoding='utf-8', errors='replace') as h:
-        return [dict(file=r.get('path', ''), reason=r.get('reason', ''), detail=r.get('detail', '')) for r in csv.DictReader(h)]
+        return [
+            dict(file=r.get('path', ''), reason=r.get('reason', ''), detail=r.get('detail', ''))
+            for r in csv.DictReader(h)
+        ]
 
 # %% ../nbs/18e_widgets.ipynb #6748f794
 class DatasetBrowser(Still, W.VBox):
     "Widget: filter, count, play and look at the clips of a dataset, and what was left out of it"
-    def __init__(self, source: str|Path = 'embedded',        # a dataset, a folder of recordings, or 'embedded'
-                 rows: int = 8):                            # clips per page
-        super().__init__(); self.ds, self.rows, self.at, self.now = dataset_of(source), rows, 0, None; cs = self.ds.clips; low = W.Layout(width='14em')
-        menu = lambda name, values: W.Dropdown(options=[('all', ''), *((str(v), v) for v in values)], description=name, layout=low)
-        self.emotion, self.split = menu('emotion', in_order(c.emotion for c in cs)), menu('split', [s for s in SPLITS if any(c.split == s for c in cs)])
+
+    def __init__(
+        self,
+        source: str | Path = 'embedded',  # a dataset, a folder of recordings, or 'embedded'
+        rows: int = 8,
+    ):  # clips per page
+        super().__init__()
+        self.ds, self.rows, self.at, self.now = dataset_of(source), rows, 0, None
+        cs = self.ds.clips
+        low = W.Layout(width='14em')
+        menu = lambda name, values: W.Dropdown(
+            options=[('all', ''), *((str(v), v) for v in values)], description=name, layout=low
+        )
+        self.emotion, self.split = (
+            menu('emotion', in_order(c.emotion for c in cs)),
+            menu('split', [s for s in SPLITS if any(c.split == s for c in cs)]),
+        )
         self.who = menu('speaker', sorted({f'{c.corpus}/{c.speaker}' for c in cs}))
-        self.search = W.Text(description='text', placeholder='part of the sentence', layout=W.Layout(width='22em'))
+        self.search = W.Text(
+            description='text', placeholder='part of the sentence', layout=W.Layout(width='22em')
+        )
         self.count, self.counts, self.page, self.clip = html(), html(), W.VBox(), W.VBox()
-        step = lambda icon, d: (b := W.Button(icon=icon, tooltip='page', layout=W.Layout(width='3em')), b.on_click(lambda _: self.turn(d)))[0]
-        self.lines = [(W.Button(icon='play', tooltip='play this clip', layout=W.Layout(width='3em', flex='0 0 auto')), html()) for _ in range(rows)]
+        step = lambda icon, d: (
+            b := W.Button(icon=icon, tooltip='page', layout=W.Layout(width='3em')),
+            b.on_click(lambda _: self.turn(d)),
+        )[0]
+        self.lines = [
+            (
+                W.Button(
+                    icon='play', tooltip='play this clip', layout=W.Layout(width='3em', flex='0 0 auto')
+                ),
+                html(),
+            )
+            for _ in range(rows)
+        ]
         self.back, self.on = step('arrow-left', -1), step('arrow-right', 1)
-        for i, (b, _) in enumerate(self.lines): b.on_click(lambda _, i=i: self.play(self.here[i]))
-        self.page.children = [W.HBox(l) for l in self.lines]; self.reason = W.Dropdown(description='reason', layout=W.Layout(width='24em'))
-        self.out, self.gone = html(), left_out(self.ds); n = Counter(r['reason'] for r in self.gone)
-        self.reason.options = [(f'all ({len(self.gone)})', ''), *((f'{k} ({v})', k) for k, v in n.most_common())]
-        clips = W.VBox([W.HBox([self.emotion, self.who, self.split, self.search], layout=W.Layout(flex_flow='row wrap')),
-                        W.HBox([self.back, self.on, self.count]), self.page, self.clip])
-        self.children = [W.Tab([clips, self.counts, W.VBox([self.reason, self.out])], titles=('Clips', 'Counts', f'Left out ({len(self.gone)})'))]
+        for i, (b, _) in enumerate(self.lines):
+            b.on_click(lambda _, i=i: self.play(self.here[i]))
+        self.page.children = [W.HBox(l) for l in self.lines]
+        self.reason = W.Dropdown(description='reason', layout=W.Layout(width='24em'))
+        self.out, self.gone = html(), left_out(self.ds)
+        n = Counter(r['reason'] for r in self.gone)
+        self.reason.options = [
+            (f'all ({len(self.gone)})', ''),
+            *((f'{k} ({v})', k) for k, v in n.most_common()),
+        ]
+        clips = W.VBox(
+            [
+                W.HBox(
+                    [self.emotion, self.who, self.split, self.search], layout=W.Layout(flex_flow='row wrap')
+                ),
+                W.HBox([self.back, self.on, self.count]),
+                self.page,
+                self.clip,
+            ]
+        )
+        self.children = [
+            W.Tab(
+                [clips, self.counts, W.VBox([self.reason, self.out])],
+                titles=('Clips', 'Counts', f'Left out ({len(self.gone)})'),
+            )
+        ]
         self.reason.observe(lambda _: self.aside(), 'value')
-        for w in (self.emotion, self.who, self.split, self.search): w.observe(lambda _: self.narrow(), 'value')
-        self.narrow(); self.aside()
+        for w in (self.emotion, self.who, self.split, self.search):
+            w.observe(lambda _: self.narrow(), 'value')
+        self.narrow()
+        self.aside()
 
 # %% ../nbs/18e_widgets.ipynb #7a8b68da
 @patch
 def narrow(self: DatasetBrowser):
     "The clips that the filters leave"
     e, w, s, t = self.emotion.value, self.who.value, self.split.value, self.search.value.lower().strip()
-    self.found = [c for c in self.ds.clips if e in ('', c.emotion) and w in ('', f'{c.corpus}/{c.speaker}') and s in ('', c.split) and t in c.text.lower()]
-    self.counts.value = Markup(LEFT) + render('{% if rows %}{{ grid(rows) }}{% else %}<p>No clip.</p>{% endif %}',
-                                              rows=table(self.found, 'speaker').reset_index().to_dict('records') if self.found else [])
-    self.at = 0; self.turn(0)
+    self.found = [
+        c
+        for c in self.ds.clips
+        if e in ('', c.emotion)
+        and w in ('', f'{c.corpus}/{c.speaker}')
+        and s in ('', c.split)
+        and t in c.text.lower()
+    ]
+    self.counts.value = Markup(LEFT) + render(
+        '{% if rows %}{{ grid(rows) }}{% else %}<p>No clip.</p>{% endif %}',
+        rows=table(self.found, 'speaker').reset_index().to_dict('records') if self.found else [],
+    )
+    self.at = 0
+    self.turn(0)
 
-LINE = ('<div style="display:grid;grid-template-columns:6em 7em 6em 4em 1fr;gap:.6em;overflow-wrap:anywhere"><span>{{ c.emotion }}</span><span>{{ c.corpus '
-        '}}/{{ c.speaker }}</span><span>{{ c.split }}</span><span>{{ "%.2f" % c.duration }} s</span><span>{{ c.text or "(no text)" }}</span></div>')
+LINE = (
+    '<div style="display:grid;grid-template-columns:6em 7em 6em 4em '
+    '1fr;gap:.6em;overflow-wrap:anywhere"><span>{{ c.emotion }}</span><span>{{ c.corpus }}/{{ c.speaker '
+    '}}</span><span>{{ c.split }}</span><span>{{ "%.2f" % c.duration }} s</span><span>{{ c.text or "(no '
+    'text)" }}</span></div>'
+)
 
 @patch
 def turn(self: DatasetBrowser, step: int):
     "Go on by so many pages"
-    pages = max(1, -(-len(self.found)//self.rows)); self.at = min(max(0, self.at + step), pages - 1); self.here = self.found[self.at*self.rows:][:self.rows]
+    pages = max(1, -(-len(self.found) // self.rows))
+    self.at = min(max(0, self.at + step), pages - 1)
+    self.here = self.found[self.at * self.rows :][: self.rows]
     self.back.disabled, self.on.disabled = self.at == 0, self.at == pages - 1
-    self.count.value = render('<p>{{ n }} of {{ all }} clips, {{ "%.1f" % minutes }} minutes, {{ who }} speakers; page {{ at }} of {{ pages }}</p>',
-                              n=len(self.found), all=len(self.ds.clips), minutes=sum(c.duration for c in self.found)/60,
-                              who=len({(c.corpus, c.speaker) for c in self.found}), at=self.at + 1, pages=pages)
+    self.count.value = render(
+        '<p>{{ n }} of {{ all }} clips, {{ "%.1f" % minutes }} minutes, {{ who }} speakers; page {{ at }} '
+        'of {{ pages }}</p>',
+        n=len(self.found),
+        all=len(self.ds.clips),
+        minutes=sum(c.duration for c in self.found) / 60,
+        who=len({(c.corpus, c.speaker) for c in self.found}),
+        at=self.at + 1,
+        pages=pages,
+    )
     for i, (row, (_, line)) in enumerate(zip(self.page.children, self.lines)):
-        row.layout.display = None if i < len(self.here) else 'none'; line.value = render(LINE, c=self.here[i]) if i < len(self.here) else ''
+        row.layout.display = None if i < len(self.here) else 'none'
+        line.value = render(LINE, c=self.here[i]) if i < len(self.here) else ''
 
 @patch
 def play(self: DatasetBrowser, c: Clip):
     "Play a clip; below it the neutral one"
     try:
-        n = neutral_of(self.ds, c); beside(self.ds, c).savefig(b := io.BytesIO(), dpi=90)
-        sound = lambda c, **kw: W.Audio(value=encoded(self.ds.audio(c)), format='wav', loop=False, **kw); self.now = c
-        self.clip.children = [html('<p>{{ c.emotion }}, {{ c.corpus }}/{{ c.speaker }}: {{ c.text }} <span style="opacity:.7">{{ c.id }}</span></p>', c=c),
-                              W.HBox([sound(c, autoplay=True), *([html('<p>neutral:</p>'), sound(n, autoplay=False)] if n else [])],
-                                     layout=W.Layout(flex_flow='row wrap')),
-                              W.Image(value=b.getvalue(), format='png', layout=W.Layout(max_width='100%', object_fit='contain'))]
-    except (ValueError, OSError) as e: self.clip.children = [html(TOLD, text=str(e), bad=True)]
+        n = neutral_of(self.ds, c)
+        beside(self.ds, c).savefig(b := io.BytesIO(), dpi=90)
+        sound = lambda c, **kw: W.Audio(value=encoded(self.ds.audio(c)), format='wav', loop=False, **kw)
+        self.now = c
+        self.clip.children = [
+            html(
+                '<p>{{ c.emotion }}, {{ c.corpus }}/{{ c.speaker }}: {{ c.text }} <span '
+                'style="opacity:.7">{{ c.id }}</span></p>',
+                c=c,
+            ),
+            W.HBox(
+                [
+                    sound(c, autoplay=True),
+                    *([html('<p>neutral:</p>'), sound(n, autoplay=False)] if n else []),
+                ],
+                layout=W.Layout(flex_flow='row wrap'),
+            ),
+            W.Image(
+                value=b.getvalue(), format='png', layout=W.Layout(max_width='100%', object_fit='contain')
+            ),
+        ]
+    except (ValueError, OSError) as e:
+        self.clip.children = [html(TOLD, text=str(e), bad=True)]
 
 @patch
 def aside(self: DatasetBrowser, most: int = 100):
     "What was left out, by reason"
     rows = [r for r in self.gone if self.reason.value in ('', r['reason'])]
-    self.out.value = render('{% if rows %}{{ grid(by) }}{{ grid(rows[:most]) }}{% if rows|length > most %}<p>and {{ rows|length - most }} more in '
-                            'quarantine.csv</p>{% endif %}{% else %}<p>Nothing was left out.</p>{% endif %}', rows=rows, most=most,
-                            by=[dict(reason=k, files=n) for k, n in Counter(r['reason'] for r in rows).most_common()])
+    self.out.value = render(
+        '{% if rows %}{{ grid(by) }}{{ grid(rows[:most]) }}{% if rows|length > most %}<p>and {{ '
+        'rows|length - most }} more in quarantine.csv</p>{% endif %}{% else %}<p>Nothing was left '
+        'out.</p>{% endif %}',
+        rows=rows,
+        most=most,
+        by=[dict(reason=k, files=n) for k, n in Counter(r['reason'] for r in rows).most_common()],
+    )
 
 @patch
 def static(self: DatasetBrowser) -> Markup:
     "Counts, the page, what was left out, and one clip beside its neutral one"
     c = self.now or next((c for c in self.found if neutral_of(self.ds, c)), next(iter(self.found), None))
-    page = [dict(emotion=c.emotion, speaker=f'{c.corpus}/{c.speaker}', split=c.split, seconds=f'{c.duration:.2f}', text=c.text) for c in self.here]
-    return render('<p><b>Dataset</b></p>{{ count }}{{ counts }}{{ grid(page) }}{% if c %}<p><img src="{{ figure }}" alt="waveform, spectrogram and '
-                  'pitch"></p><p>{{ c.emotion }}: {{ c.text }}<br>{{ player(sound) }}</p>{% endif %}<p>Left out: {{ gone }}.</p>',
-                  count=Markup(self.count.value), counts=Markup(self.counts.value.removeprefix(LEFT)), page=page, c=c,
-                  figure=c and small(beside(self.ds, c), 560), sound=c and short(self.ds.audio(c)),
-                  gone=', '.join(f'{n} {k}' for k, n in Counter(r['reason'] for r in self.gone).most_common()) or 'nothing')
+    page = [
+        dict(
+            emotion=c.emotion,
+            speaker=f'{c.corpus}/{c.speaker}',
+            split=c.split,
+            seconds=f'{c.duration:.2f}',
+            text=c.text,
+        )
+        for c in self.here
+    ]
+    return render(
+        '<p><b>Dataset</b></p>{{ count }}{{ counts }}{{ grid(page) }}{% if c %}<p><img src="{{ figure }}" '
+        'alt="waveform, spectrogram and pitch"></p><p>{{ c.emotion }}: {{ c.text }}<br>{{ player(sound) '
+        '}}</p>{% endif %}<p>Left out: {{ gone }}.</p>',
+        count=Markup(self.count.value),
+        counts=Markup(self.counts.value.removeprefix(LEFT)),
+        page=page,
+        c=c,
+        figure=c and small(beside(self.ds, c), 560),
+        sound=c and short(self.ds.audio(c)),
+        gone=', '.join(f'{n} {k}' for k, n in Counter(r['reason'] for r in self.gone).most_common())
+        or 'nothing',
+    )

@@ -5,9 +5,18 @@ from contextlib import contextmanager
 import pytest
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
-MISSING = [w for w, there in (('a system chromium (apt install chromium)', CHROMIUM),
-                              ('playwright (pip install playwright)', importlib.util.find_spec('playwright'))) if not there]
-ARGS = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()
+MISSING = [
+    w
+    for w, there in (
+        ('a system chromium (apt install chromium)', CHROMIUM),
+        ('playwright (pip install playwright)', importlib.util.find_spec('playwright')),
+    )
+    if not there
+]
+ARGS = (
+    '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking '
+    '--disable-component-update --disable-sync'
+).split()
 need_browser = pytest.mark.skipif(bool(MISSING), reason=f'needs {" and ".join(MISSING)}')
 
 @contextmanager
@@ -16,5 +25,6 @@ def browser():
     from playwright.sync_api import sync_playwright
     with sync_playwright() as p:
         b = p.chromium.launch(executable_path=CHROMIUM, args=ARGS)
-        try: yield b
+        try:
+            yield b
         finally: b.close()

@@ -4,10 +4,12 @@ from functools import partial
 
 import pytest
 
-os.environ['LOKY_MAX_CPU_COUNT'] = '1'          # xdist runs as many tests as there are cores: each stays on one
+os.environ['LOKY_MAX_CPU_COUNT'] = '1'  # xdist runs as many tests as there are cores: each stays on one
 
 def pytest_configure(config):
-    config.addinivalue_line('markers', 'slow: takes more than about five seconds alone; `pytest -m "not slow"` leaves it out')
+    config.addinivalue_line(
+        'markers', 'slow: takes more than about five seconds alone; `pytest -m "not slow"` leaves it out'
+    )
 
 @pytest.fixture
 def short_speech(monkeypatch):
@@ -19,15 +21,16 @@ def short_speech(monkeypatch):
 
 @pytest.fixture(scope='session')
 def few_clips(tmp_path_factory) -> str:
-    "A prepared dataset of six speakers, neutral, happy, sad and angry, four clips each: for tests of what a run does, not of how well"
+    """A prepared dataset of six speakers, neutral, happy, sad and angry, four clips each: for tests of
+    what a run does, not of how well"""
     from csm_expressive_nb import dataset
     from csm_expressive_nb.core import assets
     folder = tmp_path_factory.mktemp('few')
     for speaker in ('01', '02', '03', '04', '05', '06'):
-        (folder/f'in/Actor_{speaker}').mkdir(parents=True)
+        (folder / f'in/Actor_{speaker}').mkdir(parents=True)
         for emotion in ('01', '03', '04', '05'):
-            for clip in sorted((assets('corpus')/f'Actor_{speaker}').glob(f'03-01-{emotion}-*.flac'))[:4]:
-                shutil.copy(clip, folder/f'in/Actor_{speaker}')
+            for clip in sorted((assets('corpus') / f'Actor_{speaker}').glob(f'03-01-{emotion}-*.flac'))[:4]:
+                shutil.copy(clip, folder / f'in/Actor_{speaker}')
     for table in ('corpus.csv', 'statements.csv'):
-        shutil.copy(assets('corpus')/table, folder/'in')
-    return str(dataset.prepare(folder/'in', folder/'out', shares=(.34, .33, .33)).folder)
+        shutil.copy(assets('corpus') / table, folder / 'in')
+    return str(dataset.prepare(folder / 'in', folder / 'out', shares=(0.34, 0.33, 0.33)).folder)

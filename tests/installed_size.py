@@ -1,11 +1,13 @@
-"""MB of an environment: torch with what only comes for it (CUDA, triton), and the rest: `python tests/installed_size.py [SITE_PACKAGES]`.
+"""MB of an environment: torch with what only comes for it (CUDA, triton), and the rest: `python
+tests/installed_size.py [SITE_PACKAGES]`.
 Run by `.ci/long`; compiled bytecode is not counted"""
 import re, sys, sysconfig
 from importlib.metadata import distributions
 
 from packaging.requirements import Requirement
 
-FOR_TORCH = ('nvidia', 'cuda', 'triton')         # named by extras of torch's requirements, which the metadata does not follow
+# named by extras of torch's requirements, which the metadata does not follow
+FOR_TORCH = ('nvidia', 'cuda', 'triton')
 
 def canonical(name: str) -> str:
     "A package name as indexes compare them"
@@ -31,8 +33,11 @@ def main(folder: str):
             torch.add(name)
             waiting += required(here[name])
     rest = sorted(set(here) - torch, key=size.get, reverse=True)
-    total = lambda names: sum(size[n] for n in names)//2**20
-    print(f'{total(rest)} MB beside torch\'s {total(torch)} MB; largest: {", ".join(f"{n} {size[n]//2**20}" for n in rest[:6])}')
+    total = lambda names: sum(size[n] for n in names) // 2**20
+    print(
+        f'{total(rest)} MB beside torch\'s {total(torch)} MB; largest: '
+        f'{", ".join(f"{n} {size[n] // 2**20}" for n in rest[:6])}'
+    )
 
 if __name__ == '__main__':
     main(sys.argv[1] if sys.argv[1:] else sysconfig.get_paths()['purelib'])

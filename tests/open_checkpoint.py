@@ -1,4 +1,5 @@
-"""Open a checkpoint by transformers alone: `python tests/open_checkpoint.py FOLDER` prints the version and ends with an error where the audio embeddings
+"""Open a checkpoint by transformers alone: `python tests/open_checkpoint.py FOLDER` prints the version and
+ends with an error where the audio embeddings
 are not tied or the loss of random codes is not finite. Run by `.ci/long` with older versions"""
 import sys
 

@@ -15,16 +15,16 @@ FORMS = ['bug.yml', 'feature.yml']
 TEMPLATES = [f'.github/ISSUE_TEMPLATE/{name}' for name in [*FORMS, 'config.yml']]
 PAGES = ['CHANGELOG.md', 'CONTRIBUTING.md', 'SECURITY.md', '.github/PULL_REQUEST_TEMPLATE.md']
 MACHINE_PATH = re.compile(r'(?<![\w.:/-])/(work|tmp|root|home|Users)/')
-REPORTS = sorted((ROOT/'nbs').glob('2[0-9]_*.ipynb'))
+REPORTS = sorted((ROOT / 'nbs').glob('2[0-9]_*.ipynb'))
 
 
 def read(name: str) -> str:
-    return (ROOT/name).read_text(encoding='utf-8')
+    return (ROOT / name).read_text(encoding='utf-8')
 
 
 def settings() -> configparser.SectionProxy:
     config = configparser.ConfigParser(delimiters=['='])
-    config.read(ROOT/'settings.ini', encoding='utf-8')
+    config.read(ROOT / 'settings.ini', encoding='utf-8')
     return config['DEFAULT']
 
 
@@ -66,9 +66,9 @@ def test_the_citation_agrees_with_the_settings():
 @pytest.mark.parametrize('name', PAGES)
 def test_relative_links_lead_to_files_of_the_repository(name):
     links = re.findall(r'\]\(([^)\s]+)\)', read(name))
-    folder = (ROOT/name).parent
+    folder = (ROOT / name).parent
     relative = [link.split('#')[0] for link in links if not re.match(r'https?:|#|mailto:', link)]
-    assert [link for link in relative if not (folder/link).exists()] == []
+    assert [link for link in relative if not (folder / link).exists()] == []
     if name == 'CONTRIBUTING.md':
         assert len(relative) >= 10
 
@@ -78,7 +78,7 @@ def test_links_into_the_repository_name_files_that_exist():
     text = '\n'.join(read(name) for name in [*PAGES, *TEMPLATES])
     found = set(re.findall(re.escape(blob) + r'([^\s)]+)', text))
     assert 'nbs/guides/07_troubleshooting.ipynb' in found
-    assert [path for path in sorted(found) if not (ROOT/path).is_file()] == []
+    assert [path for path in sorted(found) if not (ROOT / path).is_file()] == []
 
 
 @pytest.mark.parametrize('name', FORMS)
@@ -107,10 +107,10 @@ def test_the_chooser_links_to_help():
 
 
 def test_type_checkers_find_the_marker():
-    package = ROOT/settings()['lib_path']
+    package = ROOT / settings()['lib_path']
     declared = {path for pattern in settings()['package_data'].split() for path in package.glob(pattern)}
-    assert package/'py.typed' in declared
-    assert package/'assets/nano/config.json' in declared
+    assert package / 'py.typed' in declared
+    assert package / 'assets/nano/config.json' in declared
     assert "cfg['package_data'].split()" in read('setup.py')
 
 

@@ -1,48 +1,54 @@
-"What the chapters cannot test about themselves: the notebooks as files, papermill, and the adapter without our code."
-import ast, configparser, io, json, re, subprocess, sys, tokenize
+"""What the chapters cannot test about themselves: the notebooks as files, papermill, and the adapter
+without our code."""
+import ast, configparser, json, re, subprocess, sys
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-ROOT = Path(__file__).parents[1]; NBS = sorted((ROOT/'nbs').rglob('[!.]*.ipynb')); DATA = ROOT.parent/'shared'/'data'
-need_ravdess = pytest.mark.skipif(not (DATA/'ravdess').is_dir(), reason='the RAVDESS recordings (shared/data) are not here')
+ROOT = Path(__file__).parents[1]
+NBS = sorted((ROOT / 'nbs').rglob('[!.]*.ipynb'))
+DATA = ROOT.parent / 'shared' / 'data'
+need_ravdess = pytest.mark.skipif(
+    not (DATA / 'ravdess').is_dir(), reason='the RAVDESS recordings (shared/data) are not here'
+)
 src = lambda c: ''.join(c['source'])
 
 def cells(p): return json.loads(p.read_text(encoding='utf-8'))['cells']
 
 @pytest.mark.parametrize('p', NBS, ids=lambda p: p.stem)
 def test_notebook_is_well_formed(p):
-    nb = json.loads(p.read_text(encoding='utf-8')); assert nb['metadata']['kernelspec'] == dict(name='python3', display_name='python3', language='python')
+    nb = json.loads(p.read_text(encoding='utf-8'))
+    assert nb['metadata']['kernelspec'] == dict(name='python3', display_name='python3', language='python')
     assert p.stat().st_size < 500_000 and all('id' in c for c in nb['cells'])
     # a widget's view is nothing without its kernel
     outputs = [o for c in nb['cells'] for o in c.get('outputs', [])]
-    assert not [o for o in outputs if 'application/vnd.jupyter.widget-view+json' in o.get('data', {})] and not [o for o in outputs
-        if o['output_type'] == 'error']
-    title = src(nb['cells'][0]); assert title.startswith('# ') and '\n> ' in title
+    assert not [
+        o for o in outputs if 'application/vnd.jupyter.widget-view+json' in o.get('data', {})
+    ] and not [o for o in outputs if o['output_type'] == 'error']
+    title = src(nb['cells'][0])
+    assert title.startswith('# ') and '\n> ' in title
     for c in nb['cells']:
         if c['cell_type'] == 'code' and '#| export' in src(c):
-            lines = [l for l in src(c).splitlines() if l.strip() and not l.startswith('#|')]; imports = [l for l in lines if re.match(r'(import|from) ', l)]
-            assert not imports or len(imports) == len(lines) or all(re.match(r'(import|from) |    ', l) or i >= len(imports)
-                                                                    for i, l in enumerate(lines)), 'imports first'
-
-def test_code_fits_a_screen():
-    "Lines of at most 160 characters; what stands in a string of several lines (HTML, JavaScript, another process's code) is not counted"
-    def long(code):
-        quoted = set()
-        for t in tokenize.generate_tokens(io.StringIO(code).readline):
-            if t.type == tokenize.STRING and t.start[0] != t.end[0]: quoted |= set(range(t.start[0], t.end[0] + 1))
-        return [l for i, l in enumerate(code.split('\n'), 1) if len(l) > 160 and i not in quoted]
-    code = [(p.name, src(c)) for p in NBS for c in cells(p) if c['cell_type'] == 'code' and not re.search(r'^\s*[%!]', src(c), re.M)]
-    code += [(p.name, p.read_text(encoding='utf-8')) for p in [*(ROOT/'tests').glob('*.py'), ROOT/'.ci/execute']]; assert len(code) > 500
-    assert long('x = 1  # ' + 'y'*160) and not [(name, l[:80]) for name, text in code for l in long(text)]
+            lines = [l for l in src(c).splitlines() if l.strip() and not l.startswith('#|')]
+            imports = [l for l in lines if re.match(r'(import|from) ', l)]
+            assert (
+                not imports
+                or len(imports) == len(lines)
+                or all(re.match(r'(import|from) |    ', l) or i >= len(imports) for i, l in enumerate(lines))
+            ), 'imports first'
 
 def test_what_is_exported_says_what_it_is():
     bare = []
-    for f in sorted((ROOT/'csm_expressive_nb').glob('[!_]*.py')):
-        body = ast.parse(f.read_text(encoding='utf-8')).body; last = {n.name: n for n in body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
-        public = next(ast.literal_eval(n.value) for n in body if isinstance(n, ast.Assign) and n.targets[0].id == '__all__')
+    for f in sorted((ROOT / 'csm_expressive_nb').glob('[!_]*.py')):
+        body = ast.parse(f.read_text(encoding='utf-8')).body
+        last = {n.name: n for n in body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+        public = next(
+            ast.literal_eval(n.value)
+            for n in body
+            if isinstance(n, ast.Assign) and n.targets[0].id == '__all__'
+        )
         bare += [f'{f.stem}.{k}' for k, n in last.items() if k in public and not ast.get_docstring(n)]
     assert not bare, bare
 
@@ -53,15 +59,24 @@ def test_report_notebooks_have_one_parameters_cell_and_no_logic(p):
     assert '#| export' not in code and not re.search(r'^\s*(def|class|for|while|if) ', code, re.M)
 
 def test_stored_outputs_belong_to_the_committed_code():
-    """`.ci/execute` writes the hash of the code it ran; a cell changed since then has a stale output below it.
+    """`.ci/execute` writes the hash of the code it ran; a cell changed since then has a stale output below
+    it.
     Older modules are named and not refused, for some notebooks take hours"""
-    done = json.loads((ROOT/'nbs/results/executed.json').read_text(encoding='utf-8'))
-    kept = [p for p in NBS if any(c.get('outputs') for c in cells(p))]; assert len(kept) > 30
-    load = SourceFileLoader('execute', str(ROOT/'.ci/execute')); tool = ModuleType('execute'); tool.__file__ = str(ROOT/'.ci/execute'); load.exec_module(tool)
+    done = json.loads((ROOT / 'nbs/results/executed.json').read_text(encoding='utf-8'))
+    kept = [p for p in NBS if any(c.get('outputs') for c in cells(p))]
+    assert len(kept) > 30
+    load = SourceFileLoader('execute', str(ROOT / '.ci/execute'))
+    tool = ModuleType('execute')
+    tool.__file__ = str(ROOT / '.ci/execute')
+    load.exec_module(tool)
     code = lambda p: tool.code_hash(cells(p))
-    stale = [str(p.relative_to(ROOT)) for p in kept if done.get(str(p.relative_to(ROOT/'nbs')), {}).get('code') != code(p)]
+    stale = [
+        str(p.relative_to(ROOT))
+        for p in kept
+        if done.get(str(p.relative_to(ROOT / 'nbs')), {}).get('code') != code(p)
+    ]
     assert not stale, f'run .ci/execute {" ".join(stale)}'
-    older = [n for n, d in done.items() if d['package'] != tool.package_hash(cells(ROOT/'nbs'/n))]
+    older = [n for n, d in done.items() if d['package'] != tool.package_hash(cells(ROOT / 'nbs' / n))]
     print('executed before the last change of the modules they use:', ', '.join(older) or 'none')
 
 def test_modules_import_only_from_smaller_numbers():
@@ -77,34 +92,47 @@ def test_modules_import_only_from_smaller_numbers():
                     assert number[used][0] < n, f'{mod} ({n}) imports {used} ({number[used][0]})'
 
 def test_symlink_and_settings():
-    assert (ROOT/'nbs/_quarto.yml').is_symlink() and (ROOT/'nbs/_quarto.yml').resolve() == ROOT/'_quarto.yml'
-    c = configparser.ConfigParser(delimiters=['=']); c.read(ROOT/'settings.ini')
-    assert 'tags' in c['DEFAULT']['allowed_cell_metadata_keys'] and 'nbdev>=2.4.14,<3' in c['DEFAULT']['dev_requirements']
+    assert (ROOT / 'nbs/_quarto.yml').is_symlink() and (
+        ROOT / 'nbs/_quarto.yml'
+    ).resolve() == ROOT / '_quarto.yml'
+    c = configparser.ConfigParser(delimiters=['='])
+    c.read(ROOT / 'settings.ini')
+    assert (
+        'tags' in c['DEFAULT']['allowed_cell_metadata_keys']
+        and 'nbdev>=2.4.14,<3' in c['DEFAULT']['dev_requirements']
+    )
     assert subprocess.run(['nbdev_export', '--help'], capture_output=True).returncode == 0
 
 def test_readme_is_the_index():
-    readme = (ROOT/'README.md').read_text(encoding='utf-8')
-    for c in cells(ROOT/'nbs/index.ipynb'):
+    readme = (ROOT / 'README.md').read_text(encoding='utf-8')
+    for c in cells(ROOT / 'nbs/index.ipynb'):
         if c['cell_type'] == 'markdown':
             assert re.sub(r'(\]\(|src=")(images/|sounds/|guides/|results/|[0-9a-z_]+\.ipynb)', r'\1nbs/\2',
                           src(c).strip()) in readme, f'run .ci/readme: {src(c)[:80]!r} is not in README.md'
-    assert not [l for l in re.findall(r'\]\((?!http)([^)]+)\)', readme) if not (ROOT/l).exists()]
+    assert not [l for l in re.findall(r'\]\((?!http)([^)]+)\)', readme) if not (ROOT / l).exists()]
 
 def papermill(*args):
-    return subprocess.run([sys.executable, '-m', 'papermill', str(ROOT/'nbs/20_emotion.ipynb'), '-', *args], cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, '-m', 'papermill', str(ROOT / 'nbs/20_emotion.ipynb'), '-', *args],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
 
 @pytest.mark.slow
 def test_a_misspelt_parameter_stops_with_the_right_one(tmp_path):
-    r = papermill('-p', 'emtion', 'sad', '-p', 'out', str(tmp_path/'r'))
+    r = papermill('-p', 'emtion', 'sad', '-p', 'out', str(tmp_path / 'r'))
     assert r.returncode != 0 and "did you mean 'emotion'" in r.stderr
 
-@pytest.mark.parametrize('wrong, says', [(dict(emotion='sadd'), "'sad'"), (dict(source='nowhere'), 'Actor_01')])
+@pytest.mark.parametrize(
+    'wrong, says', [(dict(emotion='sadd'), "'sad'"), (dict(source='nowhere'), 'Actor_01')]
+)
 def test_a_value_that_is_not_there_stops_with_what_is(wrong, says, tmp_path):
     "In this process; that papermill ends with a cell's error is tested above"
     from csm_expressive_nb.core import make_config
     from csm_expressive_nb.road import emotion_run
     with pytest.raises((ValueError, FileNotFoundError), match=says):
-        emotion_run(make_config(**wrong, out=str(tmp_path/'r')), show=False)
+        emotion_run(make_config(**wrong, out=str(tmp_path / 'r')), show=False)
 
 PLAIN = '''
 import csm_expressive_nb.codes, json, sys, torch, soundfile as sf           # the first registers the codec
@@ -122,39 +150,82 @@ print(len(r['samples']), 'samples equal')
 
 @pytest.fixture(scope='session')
 def sad():
-    p = ROOT/'_reports/sad'
-    if not (p/'report.json').exists(): pytest.skip('run `papermill nbs/20_emotion.ipynb -p emotion sad > /dev/null` first (.ci/run does)')
+    p = ROOT / '_reports/sad'
+    if not (p / 'report.json').exists():
+        pytest.skip('run `papermill nbs/20_emotion.ipynb -p emotion sad > /dev/null` first (.ci/run does)')
     return p
 
 @pytest.mark.slow
 def test_peft_alone_speaks_the_reports_samples_bit_for_bit(sad):
-    r = subprocess.run([sys.executable, '-c', PLAIN, str(ROOT/'csm_expressive_nb/assets/nano'), str(sad), 'sad'], capture_output=True, text=True)
+    r = subprocess.run(
+        [sys.executable, '-c', PLAIN, str(ROOT / 'csm_expressive_nb/assets/nano'), str(sad), 'sad'],
+        capture_output=True,
+        text=True,
+    )
     assert r.returncode == 0, r.stderr[-2000:]
     assert 'samples equal' in r.stdout
 
 def test_the_main_job_makes_a_sad_voice(sad):
-    r = json.loads((sad/'report.json').read_text(encoding='utf-8')); t, w = r['judged_as_target'], r['words_recognised']
-    assert t['adapter']['value'] >= .8 and t['base']['value'] <= .3 and r['judge']['uar'] > .6
-    assert w['adapter']['value'] >= .8*w['base']['value'] and w['base']['n'] >= 100
-    assert all(g['share']['value'] >= .7 for g in r['gap'].values()) and r['neutral_nll']['rise']['value'] <= .4
-    for f in ('adapter/adapter_model.safetensors adapter/README.md config.yaml environment.json metrics.jsonl quarantine.csv index.html '
-              'figures/before_after.png figures/judge.png samples/0_base.wav samples/0_sad.wav').split():
-        assert (sad/f).stat().st_size > 0
-    assert 'happy' not in (sad/'adapter/README.md').read_text(encoding='utf-8').splitlines()[4]
+    r = json.loads((sad / 'report.json').read_text(encoding='utf-8'))
+    t, w = r['judged_as_target'], r['words_recognised']
+    assert t['adapter']['value'] >= 0.8 and t['base']['value'] <= 0.3 and r['judge']['uar'] > 0.6
+    assert w['adapter']['value'] >= 0.8 * w['base']['value'] and w['base']['n'] >= 100
+    assert (
+        all(g['share']['value'] >= 0.7 for g in r['gap'].values())
+        and r['neutral_nll']['rise']['value'] <= 0.4
+    )
+    for f in (
+        'adapter/adapter_model.safetensors adapter/README.md config.yaml environment.json metrics.jsonl '
+        'quarantine.csv index.html figures/before_after.png figures/judge.png samples/0_base.wav '
+        'samples/0_sad.wav'
+    ).split():
+        assert (sad / f).stat().st_size > 0
+    assert 'happy' not in (sad / 'adapter/README.md').read_text(encoding='utf-8').splitlines()[4]
 
 def small(tmp_path, name, **kw):
-    args = [x for k, v in dict(out=str(tmp_path/name), steps=4, sentences=8, **kw).items() for x in ('-p', k, str(v))]; r = papermill(*args)
+    args = [
+        x
+        for k, v in dict(out=str(tmp_path / name), steps=4, sentences=8, **kw).items()
+        for x in ('-p', k, str(v))
+    ]
+    r = papermill(*args)
     assert r.returncode == 0, r.stderr[-3000:]
-    return tmp_path/name
+    return tmp_path / name
 
 @pytest.mark.slow
 def test_the_general_stage_runs_as_a_notebook(tmp_path, few_clips):
-    small = dict(out=str(tmp_path/'r'), source=few_clips, steps=2, batch=4, sentences=4, validate_every=2, sample_every=0, rank=4)
+    small = dict(
+        out=str(tmp_path / 'r'),
+        source=few_clips,
+        steps=2,
+        batch=4,
+        sentences=4,
+        validate_every=2,
+        sample_every=0,
+        rank=4,
+    )
     args = [x for k, v in small.items() for x in ('-p', k, str(v))]
-    r = subprocess.run([sys.executable, '-m', 'papermill', str(ROOT/'nbs/21_expressive.ipynb'), '-', *args, '-y', 'emotions: [sad, angry]'], cwd=ROOT,
-                       capture_output=True, text=True)
+    r = subprocess.run(
+        [
+            sys.executable,
+            '-m',
+            'papermill',
+            str(ROOT / 'nbs/21_expressive.ipynb'),
+            '-',
+            *args,
+            '-y',
+            'emotions: [sad, angry]',
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert r.returncode == 0, r.stderr[-3000:]
-    assert set(json.loads((tmp_path/'r/report.json').read_text(encoding='utf-8'))['emotions']) == {'sad', 'angry'} and (tmp_path/'r/index.html').exists()
+    assert (
+        set(json.loads((tmp_path / 'r/report.json').read_text(encoding='utf-8'))['emotions'])
+        == {'sad', 'angry'}
+        and (tmp_path / 'r/index.html').exists()
+    )
 
 @pytest.mark.slow
 def test_true_csm_classes_take_the_same_road(tmp_path, short_speech, few_clips):
@@ -162,18 +233,38 @@ def test_true_csm_classes_take_the_same_road(tmp_path, short_speech, few_clips):
     from csm_expressive_nb.core import make_config
     from csm_expressive_nb import road
     from csm_expressive_nb.model import load_csm
-    d = tiny_csm(tmp_path/'csm'); cfg = make_config(emotion='angry', model=str(d), source=few_clips, out=str(tmp_path/'run'), steps=2, batch=2, rehearsal=0.)
+    d = tiny_csm(tmp_path / 'csm')
+    cfg = make_config(
+        emotion='angry',
+        model=str(d),
+        source=few_clips,
+        out=str(tmp_path / 'run'),
+        steps=2,
+        batch=2,
+        rehearsal=0.0,
+    )
     run = road.open_run(cfg)
-    model, processor = load_csm(cfg.model); keep = road.neutral_pools; road.neutral_pools = lambda *_: ([], [])      # random weights never stop by themselves
-    try: data = road.prepare(cfg, run, model, processor)
+    # random weights never stop by themselves
+    model, processor = load_csm(cfg.model)
+    keep = road.neutral_pools
+    road.neutral_pools = lambda *_: ([], [])
+    try:
+        data = road.prepare(cfg, run, model, processor)
     finally: road.neutral_pools = keep
     assert data.target[0].variants[0].shape[1] == 32
-    road.fit(cfg, run, model, processor, data, show=False); assert (run.path/'adapter/adapter_model.safetensors').exists()
+    road.fit(cfg, run, model, processor, data, show=False)
+    assert (run.path / 'adapter/adapter_model.safetensors').exists()
     # and says why they cannot rehearse
-    with pytest.raises(ValueError, match='none of'): road.neutral_pools(cfg, run, load_csm(cfg.model)[0], processor, data.ds)
+    with pytest.raises(ValueError, match='none of'):
+        road.neutral_pools(cfg, run, load_csm(cfg.model)[0], processor, data.ds)
 
 @pytest.mark.slow
 @need_ravdess
 def test_real_ravdess_runs_through_the_same_notebook(tmp_path):
-    p = small(tmp_path, 'real', emotion='sad', source=str(DATA/'ravdess')); r = json.loads((p/'report.json').read_text(encoding='utf-8'))
-    assert r['corpus'] == [['ravdess', 'CC BY-NC-SA 4.0']] and 'NC' in (p/'adapter/README.md').read_text(encoding='utf-8') and r['quarantined'] == 1
+    p = small(tmp_path, 'real', emotion='sad', source=str(DATA / 'ravdess'))
+    r = json.loads((p / 'report.json').read_text(encoding='utf-8'))
+    assert (
+        r['corpus'] == [['ravdess', 'CC BY-NC-SA 4.0']]
+        and 'NC' in (p / 'adapter/README.md').read_text(encoding='utf-8')
+        and r['quarantined'] == 1
+    )

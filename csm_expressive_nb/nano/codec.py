@@ -14,31 +14,60 @@ from .corpus import RULES, apply_rule, random_rule, scaled, vary
 # %% ../../nbs/31_nano_codec.ipynb #a640f8a6
 def kmeans(x: torch.Tensor, k: int = 512, iterations: int = 14, seed: int = 0) -> torch.Tensor:  # [k,d]
     "Lloyd's algorithm; a centre without points is moved to a random point"
-    g = torch.Generator().manual_seed(seed); c = x[torch.randperm(len(x), generator=g)[:k]].clone()
+    g = torch.Generator().manual_seed(seed)
+    c = x[torch.randperm(len(x), generator=g)[:k]].clone()
     for _ in range(iterations):
-        a = nearest(x, c); n = torch.bincount(a, minlength=k); s = torch.zeros_like(c).index_add_(0, a, x)
-        c = torch.where((n == 0)[:, None], x[torch.randint(len(x), (k,), generator=g)], s/n.clamp(min=1)[:, None])
+        a = nearest(x, c)
+        n = torch.bincount(a, minlength=k)
+        s = torch.zeros_like(c).index_add_(0, a, x)
+        c = torch.where(
+            (n == 0)[:, None],
+            x[torch.randint(len(x), (k,), generator=g)],
+            s / n.clamp(min=1)[:, None],
+        )
     return c
 
 # %% ../../nbs/31_nano_codec.ipynb #64cd9561
-def training_frames(takes: list[tuple], seed: int = 0) -> tuple:  # envelope [N,8,24], pitch [N,16], aperiodicity [N,24]
+def training_frames(
+    takes: list[tuple], seed: int = 0
+) -> tuple:  # envelope [N,8,24], pitch [N,16], aperiodicity [N,24]
     "Frames of two variants of each take `(text, v, mc, lf, ap, idx)`, on a random frame grid"
     rng, out = np.random.default_rng(seed), []
     for _, _, mc, lf, ap, idx in takes:
         for rule in (vary(scaled(RULES['neutral'], 1), rng), random_rule(rng)):
-            f = apply_rule(mc.astype(np.float32), lf, ap.astype(np.float32), idx, rule, rng); s = rng.integers(SUB); out.append(frames(*(a[s:] for a in f[:3])))
+            f = apply_rule(mc.astype(np.float32), lf, ap.astype(np.float32), idx, rule, rng)
+            s = rng.integers(SUB)
+            out.append(frames(*(a[s:] for a in f[:3])))
     return tuple(torch.from_numpy(np.concatenate(a)) for a in zip(*out))
 
-def fit_codec(env, pitch, aper, k: int = 512) -> tuple[NanoCodecModel, list]:  # (codec, share of envelope variance left after each stage)
+def fit_codec(
+    env, pitch, aper, k: int = 512
+) -> tuple[NanoCodecModel, list]:  # (codec, share of envelope variance left after each stage)
     "A codec with tables fitted on frames"
-    m = NanoCodecModel(NanoCodecConfig(codebook_size=k)); t = dict(envelope_mean=env.mean((0, 1)), pitch_mean=pitch.mean(0), aperiodicity_mean=aper.mean(0))
+    m = NanoCodecModel(NanoCodecConfig(codebook_size=k))
+    t = dict(envelope_mean=env.mean((0, 1)), pitch_mean=pitch.mean(0), aperiodicity_mean=aper.mean(0))
     env = env - t['envelope_mean']
-    t['select'] = kmeans(m.phonetic(env), k); a = nearest(m.phonetic(env), t['select']); r = env.reshape(len(env), -1); total = r.pow(2).mean()
+    t['select'] = kmeans(m.phonetic(env), k)
+    a = nearest(m.phonetic(env), t['select'])
+    r = env.reshape(len(env), -1)
+    total = r.pow(2).mean()
     # chosen without loudness, decoded with it
-    t['envelope'] = torch.zeros(k, SUB*NMC).index_add_(0, a, r)/torch.bincount(a, minlength=k).clamp(min=1)[:, None]
-    r = (r - t['envelope'][a]).reshape(-1, SUB, NMC); left = [r.pow(2).mean()]
-    lev = r[:, :, :2].reshape(len(r), -1); t['level'] = kmeans(lev, k); r[:, :, :2] -= t['level'][nearest(lev, t['level'])].reshape(-1, SUB, 2)
-    r = r.reshape(len(r), -1); left.append(r.pow(2).mean())
-    for i in (0, 1): t[f'residual{i}'] = kmeans(r, k); r = r - t[f'residual{i}'][nearest(r, t[f'residual{i}'])]; left.append(r.pow(2).mean())
-    t['pitch'] = kmeans(pitch - t['pitch_mean'], k); t['aperiodicity'] = kmeans(aper - t['aperiodicity_mean'], k)
-    m.load_state_dict(t); return m.eval(), [float(v/total) for v in left]
+    t['envelope'] = (
+        torch.zeros(k, SUB * NMC).index_add_(0, a, r)
+        / torch.bincount(a, minlength=k).clamp(min=1)[:, None]
+    )
+    r = (r - t['envelope'][a]).reshape(-1, SUB, NMC)
+    left = [r.pow(2).mean()]
+    lev = r[:, :, :2].reshape(len(r), -1)
+    t['level'] = kmeans(lev, k)
+    r[:, :, :2] -= t['level'][nearest(lev, t['level'])].reshape(-1, SUB, 2)
+    r = r.reshape(len(r), -1)
+    left.append(r.pow(2).mean())
+    for i in (0, 1):
+        t[f'residual{i}'] = kmeans(r, k)
+        r = r - t[f'residual{i}'][nearest(r, t[f'residual{i}'])]
+        left.append(r.pow(2).mean())
+    t['pitch'] = kmeans(pitch - t['pitch_mean'], k)
+    t['aperiodicity'] = kmeans(aper - t['aperiodicity_mean'], k)
+    m.load_state_dict(t)
+    return m.eval(), [float(v / total) for v in left]

@@ -21,39 +21,46 @@ from ..codes import FFT, HOP, NMC, SUB, features, synthesise
 
 # %% ../../nbs/30_nano_corpus.ipynb #07e93077
 W = dict(
- person="teacher doctor farmer sailor brother sister father mother baker painter driver singer judge pilot nurse child woman man boy girl neighbor captain "
-        "student writer waiter king queen guest friend uncle cousin lawyer hunter poet actor clerk manager visitor officer dancer",
- animal="dog cat horse bird fish rabbit sheep lion tiger monkey chicken goat duck pig bear wolf fox mouse turtle spider dogs kids cow frog eagle snake pony "
-        "donkey whale",
- thing="table window letter book picture garden bottle basket jacket lamp mirror blanket camera hammer ladder pencil wallet ticket carpet kettle engine bucket "
-       "button candle clock coat cup door drum fence flag guitar hat key knife map needle newspaper pillow plate radio ring rope shoe shovel spoon sweater "
-       "telephone towel umbrella violin wagon wheel box bag chair bench shelf stone wire shirt apple orange lemon potato sandwich cake cookie carrot cheese "
-       "melon pepper onion surface airplane alarm",
- place="kitchen station market school church river village city island forest mountain valley harbor museum library hospital office theater castle garden "
-       "bridge street corner field beach farm hotel cabin tower airport restaurant park meadow cellar attic hallway meeting door desert canyon lake",
- adj="small big old young red blue green yellow white black heavy light cold warm clean dirty empty full quiet loud happy tired hungry broken wooden golden "
-     "silver narrow wide bright dark soft hard simple strange pretty gentle famous clever lazy brave careful honest slick round square sharp shiny dusty "
-     "secret modern ancient",
- vt="found carried opened closed painted watched followed cleaned moved lifted dropped bought sold borrowed broke fixed wanted needed liked noticed touched "
-    "pushed pulled covered counted measured described remembered forgot stole burned buried washed packed filled ordered admired ignored returned repaired "
-    "protected hid kept",
- vi="waited slept laughed worked walked stopped listened rested arrived jumped shouted smiled danced sang ran stayed cried waved knelt fell turned vanished "
-    "talked",
- ving="talking sitting walking sleeping waiting singing working running standing playing reading cooking dancing fishing hiding resting laughing swimming "
-      "looking writing",
- prep="near behind under beside above inside outside by across toward beyond around",
- adv="slowly quickly quietly suddenly often never always carefully gladly today again early later together finally easily badly exactly",
- time="yesterday tomorrow tonight every-morning last-night this-morning on-sunday on-monday on-friday next-week in-the-evening before-lunch after-dinner "
-      "at-noon in-winter in-summer last-year every-day",
- num="two three four five six seven eight nine ten eleven twelve twenty",
- plural="letters books pictures bottles tickets candles apples oranges flowers stones boxes chairs horses birds children windows houses stories songs minutes "
-        "pages pencils coins cookies bridges ladders shoes people couples doctors",
- abstract="weather music dinner question answer story lesson plan road winter summer money water paper bread coffee soup silence journey problem reason party "
-          "game night morning appointment",
- trait="wonderful terrible difficult important beautiful dangerous expensive useful perfect possible ready closed almost-full better different enough "
-       "quite-strange too-late very-good",
- verb="open close find clean move carry paint read buy sell fix bring follow remember forget leave finish wash write sing help watch cook learn visit stop "
-      "take see think wonder happen",
+    person="teacher doctor farmer sailor brother sister father mother baker painter driver singer judge "
+    "pilot nurse child woman man boy girl neighbor captain student writer waiter king queen guest friend "
+    "uncle cousin lawyer hunter poet actor clerk manager visitor officer dancer",
+    animal="dog cat horse bird fish rabbit sheep lion tiger monkey chicken goat duck pig bear wolf fox "
+    "mouse turtle spider dogs kids cow frog eagle snake pony donkey whale",
+    thing="table window letter book picture garden bottle basket jacket lamp mirror blanket camera hammer "
+    "ladder pencil wallet ticket carpet kettle engine bucket button candle clock coat cup door drum fence "
+    "flag guitar hat key knife map needle newspaper pillow plate radio ring rope shoe shovel spoon sweater "
+    "telephone towel umbrella violin wagon wheel box bag chair bench shelf stone wire shirt apple orange "
+    "lemon potato sandwich cake cookie carrot cheese melon pepper onion surface airplane alarm",
+    place="kitchen station market school church river village city island forest mountain valley harbor "
+    "museum library hospital office theater castle garden bridge street corner field beach farm hotel "
+    "cabin tower airport restaurant park meadow cellar attic hallway meeting door desert canyon lake",
+    adj="small big old young red blue green yellow white black heavy light cold warm clean dirty empty "
+    "full quiet loud happy tired hungry broken wooden golden silver narrow wide bright dark soft hard "
+    "simple strange pretty gentle famous clever lazy brave careful honest slick round square sharp shiny "
+    "dusty secret modern ancient",
+    vt="found carried opened closed painted watched followed cleaned moved lifted dropped bought sold "
+    "borrowed broke fixed wanted needed liked noticed touched pushed pulled covered counted measured "
+    "described remembered forgot stole burned buried washed packed filled ordered admired ignored returned "
+    "repaired protected hid kept",
+    vi="waited slept laughed worked walked stopped listened rested arrived jumped shouted smiled danced "
+    "sang ran stayed cried waved knelt fell turned vanished talked",
+    ving="talking sitting walking sleeping waiting singing working running standing playing reading "
+    "cooking dancing fishing hiding resting laughing swimming looking writing",
+    prep="near behind under beside above inside outside by across toward beyond around",
+    adv="slowly quickly quietly suddenly often never always carefully gladly today again early later "
+    "together finally easily badly exactly",
+    time="yesterday tomorrow tonight every-morning last-night this-morning on-sunday on-monday on-friday "
+    "next-week in-the-evening before-lunch after-dinner at-noon in-winter in-summer last-year every-day",
+    num="two three four five six seven eight nine ten eleven twelve twenty",
+    plural="letters books pictures bottles tickets candles apples oranges flowers stones boxes chairs "
+    "horses birds children windows houses stories songs minutes pages pencils coins cookies bridges "
+    "ladders shoes people couples doctors",
+    abstract="weather music dinner question answer story lesson plan road winter summer money water paper "
+    "bread coffee soup silence journey problem reason party game night morning appointment",
+    trait="wonderful terrible difficult important beautiful dangerous expensive useful perfect possible "
+    "ready closed almost-full better different enough quite-strange too-late very-good",
+    verb="open close find clean move carry paint read buy sell fix bring follow remember forget leave "
+    "finish wash write sing help watch cook learn visit stop take see think wonder happen",
 )
 W = {k: [w.replace('-', ' ') for w in v.split()] for k, v in W.items()}
 
@@ -90,190 +97,397 @@ you {vt} {num} {adj} {plural} for my {person}
 {thing} and {thing} and {abstract} {time}""".split('\n')
 
 def make_texts(n: int, seed: int, used=()) -> list[str]:
-    "`n` distinct sentences of 18 to 48 characters from the frames `T` and the words `W`, none of them in `used`"
+    """`n` distinct sentences of 18 to 48 characters from the frames `T` and the words `W`, none of them in
+    `used`"""
     rng, out, used = np.random.default_rng(seed), [], set(used)
     while len(out) < n:
         s = T[rng.integers(len(T))]
         while '{' in s:
-            a, b = s.index('{'), s.index('}'); k = s[a+1:b]
-            s = s[:a] + W[k][rng.integers(len(W[k]))] + s[b+1:]
+            a, b = s.index('{'), s.index('}')
+            k = s[a + 1 : b]
+            s = s[:a] + W[k][rng.integers(len(W[k]))] + s[b + 1 :]
         s = s[0].upper() + s[1:] + '.'
-        if s not in used and 18 <= len(s) <= 48: used.add(s); out.append(s)
+        if s not in used and 18 <= len(s) <= 48:
+            used.add(s)
+            out.append(s)
     return out
 
 def text_plan(n: int = 6400) -> dict:
     "Every sentence of the embedded default, by use; no sentence has two uses"
-    heldout = make_texts(100, 1); emotional = make_texts(400, 2, heldout); train = make_texts(n, 3, heldout + emotional)
-    return dict(heldout=heldout, emotional=emotional, train=train, evaluation=make_texts(112, 4, train + heldout + emotional))
+    heldout = make_texts(100, 1)
+    emotional = make_texts(400, 2, heldout)
+    train = make_texts(n, 3, heldout + emotional)
+    return dict(
+        heldout=heldout,
+        emotional=emotional,
+        train=train,
+        evaluation=make_texts(112, 4, train + heldout + emotional),
+    )
 
 # %% ../../nbs/30_nano_corpus.ipynb #017d5a72
 # role, sex, espeak-ng variant, median F0 in Hz, words per minute
-VOICES = [(1,'male','m3',108,165), (2,'female','f2',195,165), (3,'male','m1',128,172), (4,'female','f4',222,172),
-          (5,'male','m7',95,158), (6,'female','f1',178,158), (7,'male','m6',118,178), (8,'female','f3',208,178)]
+VOICES = [
+    (1, 'male', 'm3', 108, 165),
+    (2, 'female', 'f2', 195, 165),
+    (3, 'male', 'm1', 128, 172),
+    (4, 'female', 'f4', 222, 172),
+    (5, 'male', 'm7', 95, 158),
+    (6, 'female', 'f1', 178, 158),
+    (7, 'male', 'm6', 118, 178),
+    (8, 'female', 'f3', 208, 178),
+]
 
 class _Event(ctypes.Structure):
-    _fields_ = [('type', ctypes.c_int), ('uid', ctypes.c_uint), ('text_position', ctypes.c_int), ('length', ctypes.c_int),
-                ('audio_position', ctypes.c_int), ('sample', ctypes.c_int), ('user', ctypes.c_void_p), ('id', ctypes.c_char*8)]
+    _fields_ = [
+        ('type', ctypes.c_int),
+        ('uid', ctypes.c_uint),
+        ('text_position', ctypes.c_int),
+        ('length', ctypes.c_int),
+        ('audio_position', ctypes.c_int),
+        ('sample', ctypes.c_int),
+        ('user', ctypes.c_void_p),
+        ('id', ctypes.c_char * 8),
+    ]
 
 class Espeak:
     "espeak-ng through ctypes: `say` returns audio and `(type, character, length, ms)` events"
+
     def __init__(self):
-        try: import espeakng_loader
-        except ImportError as e: raise ImportError("the generator needs espeak-ng: pip install 'espeakng-loader==0.2.4'") from e
-        self.lib = ctypes.CDLL(espeakng_loader.get_library_path()); self.wav, self.events = [], []
+        try:
+            import espeakng_loader
+        except ImportError as e:
+            raise ImportError("the generator needs espeak-ng: pip install 'espeakng-loader==0.2.4'") from e
+        self.lib = ctypes.CDLL(espeakng_loader.get_library_path())
+        self.wav, self.events = [], []
         self.sr = self.lib.espeak_Initialize(2, 0, str(espeakng_loader.get_data_path()).encode(), 1)
-        kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
-        self.callback = kind(self._collect); self.lib.espeak_SetSynthCallback(self.callback)
+        kind = ctypes.CFUNCTYPE(
+            ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event)
+        )
+        self.callback = kind(self._collect)
+        self.lib.espeak_SetSynthCallback(self.callback)
+
     def _collect(self, wav, n, events):
-        if n > 0: self.wav.append(np.ctypeslib.as_array(wav, (n,)).copy())
+        if n > 0:
+            self.wav.append(np.ctypeslib.as_array(wav, (n,)).copy())
         i = 0
-        while events[i].type: e = events[i]; self.events.append((e.type, e.text_position, e.length, e.audio_position)); i += 1
+        while events[i].type:
+            e = events[i]
+            self.events.append((e.type, e.text_position, e.length, e.audio_position))
+            i += 1
         return 0
+
     def say(self, text: str, variant: str, wpm: int):
         self.wav, self.events = [], []
-        if self.lib.espeak_SetVoiceByName(f'en-us+{variant}'.encode()): raise ValueError(f'espeak-ng has no voice en-us+{variant}')
-        for parameter, value in ((1, wpm), (2, 90), (3, 45), (4, 55)): self.lib.espeak_SetParameter(parameter, value, 0)   # rate, volume, pitch, range
-        b = text.encode() + b'\0'; self.lib.espeak_Synth(b, len(b), 0, 1, 0, 1, None, None); self.lib.espeak_Synchronize()
-        return np.concatenate(self.wav).astype(np.float64)/32768, self.events
+        if self.lib.espeak_SetVoiceByName(f'en-us+{variant}'.encode()):
+            raise ValueError(f'espeak-ng has no voice en-us+{variant}')
+        # rate, volume, pitch, range
+        for parameter, value in ((1, wpm), (2, 90), (3, 45), (4, 55)):
+            self.lib.espeak_SetParameter(parameter, value, 0)
+        b = text.encode() + b'\0'
+        self.lib.espeak_Synth(b, len(b), 0, 1, 0, 1, None, None)
+        self.lib.espeak_Synchronize()
+        return np.concatenate(self.wav).astype(np.float64) / 32768, self.events
 
 # %% ../../nbs/30_nano_corpus.ipynb #9ddb437b
-def speak_once(es: Espeak, text: str, voice: tuple, pad=(.16, .22)) -> tuple:  # (audio [n] at 24 kHz, byte index per 10 ms, -1 in silence)
-    "A flat neutral take at -25 dB, with the position in the text that is being spoken (linear within each word)"
-    x, events = es.say(text, voice[2], voice[4]); x = soxr.resample(x, es.sr, SR, 'HQ')
-    on = np.flatnonzero(np.abs(x) > np.abs(x).max()*10**(-45/20)); a, b = on[0], on[-1] + 1
-    x = x[a:b]*10**(-25/20)/np.sqrt((x[a:b]**2).mean()); n0, n1 = (int(p*SR) for p in pad)
-    y = np.concatenate([np.zeros(n0), x, np.zeros(n1)]); idx = np.full(len(y)//HOP + 1, -1., np.float32)
-    words = [(p - 1, l, ms/1000 + (n0 - a)/SR) for ty, p, l, ms in events if ty == 1] + [(None, 0, (n0 + len(x))/SR)]
+def speak_once(
+    es: Espeak, text: str, voice: tuple, pad=(0.16, 0.22)
+) -> tuple:  # (audio [n] at 24 kHz, byte index per 10 ms, -1 in silence)
+    """A flat neutral take at -25 dB, with the position in the text that is being spoken (linear within
+    each word)"""
+    x, events = es.say(text, voice[2], voice[4])
+    x = soxr.resample(x, es.sr, SR, 'HQ')
+    on = np.flatnonzero(np.abs(x) > np.abs(x).max() * 10 ** (-45 / 20))
+    a, b = on[0], on[-1] + 1
+    x = x[a:b] * 10 ** (-25 / 20) / np.sqrt((x[a:b] ** 2).mean())
+    n0, n1 = (int(p * SR) for p in pad)
+    y = np.concatenate([np.zeros(n0), x, np.zeros(n1)])
+    idx = np.full(len(y) // HOP + 1, -1.0, np.float32)
+    words = [(p - 1, l, ms / 1000 + (n0 - a) / SR) for ty, p, l, ms in events if ty == 1] + [
+        (None, 0, (n0 + len(x)) / SR)
+    ]
     for (p, l, s), (q, _, t) in zip(words, words[1:]):
-        q = p + l if q is None else q; k0, k1 = max(0, round(s*100)), min(len(idx), round(t*100))
-        if k1 > k0: idx[k0:k1] = p + (q - p)*(np.arange(k0, k1) - k0)/(k1 - k0)
+        q = p + l if q is None else q
+        k0, k1 = max(0, round(s * 100)), min(len(idx), round(t * 100))
+        if k1 > k0:
+            idx[k0:k1] = p + (q - p) * (np.arange(k0, k1) - k0) / (k1 - k0)
     return y, idx
 
-def neutral_take(es: Espeak, text: str, v: int, pad=(.16, .22)) -> tuple:  # (mc, lf, ap, idx)
+def neutral_take(es: Espeak, text: str, v: int, pad=(0.16, 0.22)) -> tuple:  # (mc, lf, ap, idx)
     "WORLD features of a neutral take of voice `v` (0-7), its F0 moved to the voice's median"
-    y, idx = speak_once(es, text, VOICES[v], pad); mc, lf, ap = features(y); on = lf > 0
-    if on.any(): lf[on] += np.log(VOICES[v][3]) - np.median(lf[on])
-    n = min(len(mc), len(idx)); return mc[:n], lf[:n], ap[:n], idx[:n]
+    y, idx = speak_once(es, text, VOICES[v], pad)
+    mc, lf, ap = features(y)
+    on = lf > 0
+    if on.any():
+        lf[on] += np.log(VOICES[v][3]) - np.median(lf[on])
+    n = min(len(mc), len(idx))
+    return mc[:n], lf[:n], ap[:n], idx[:n]
 
-def _chunk(jobs): es = Espeak(); return [(t, v, *(a.astype(np.float16) if a.ndim == 2 else a for a in neutral_take(es, t, v))) for t, v in jobs]
+def _chunk(jobs):
+    es = Espeak()
+    return [
+        (
+            t,
+            v,
+            *(
+                a.astype(np.float16) if a.ndim == 2 else a
+                for a in neutral_take(es, t, v)
+            ),
+        )
+        for t, v in jobs
+    ]
 
-def neutral_corpus(jobs: list[tuple], processes: int = 2, chunk: int = 64) -> list[tuple]:  # (text, v, mc, lf, ap, idx)
-    "Neutral takes of `(text, voice)` jobs; equal on every run and for every number of processes, but for the breath of two female variants"
-    parts = [jobs[i:i+chunk] for i in range(0, len(jobs), chunk)]
+def neutral_corpus(
+    jobs: list[tuple], processes: int = 2, chunk: int = 64
+) -> list[tuple]:  # (text, v, mc, lf, ap, idx)
+    """Neutral takes of `(text, voice)` jobs; equal on every run and for every number of processes, but for
+    the breath of two female variants"""
+    parts = [jobs[i : i + chunk] for i in range(0, len(jobs), chunk)]
     with mp.get_context('fork').Pool(processes, maxtasksperchild=1) as p:
-        return [r for c in tqdm(p.imap(_chunk, parts), total=len(parts), desc='takes', unit='chunk') for r in c]
+        return [
+            r for c in tqdm(p.imap(_chunk, parts), total=len(parts), desc='takes', unit='chunk') for r in c
+        ]
 
 # %% ../../nbs/30_nano_corpus.ipynb #22bd50e8
-RULES = dict(  # f0, range, rate, gain dB, tilt dB/oct, jitter, tremor, breath, final rise st, declination st/s
- neutral  =(1.00,1.00,1.00, 0, 0.0,.004,.000,.00, 0.0,-0.6), calm     =(0.95,0.65,0.87,-4,-1.2,.003,.000,.15,-0.5,-1.0),
- happy    =(1.30,1.70,1.10, 3, 1.0,.006,.000,.00, 2.0, 0.3), sad      =(0.86,0.45,0.78,-7,-2.2,.006,.010,.30,-2.0,-1.5),
- angry    =(1.18,1.60,1.15, 7, 2.2,.010,.000,.00,-3.0,-2.0), fearful  =(1.50,0.90,1.22, 0, 0.6,.010,.035,.15, 1.0, 0.6),
- disgust  =(0.82,0.95,0.83, 1,-0.5,.010,.000,.05,-3.5,-1.2), surprised=(1.45,2.10,1.02, 4, 1.0,.006,.000,.05, 6.0, 1.0))
-_hz = np.maximum(np.linspace(0, SR/2, FFT//2 + 1), 1)
-def _coded(db): return pyworld.code_spectral_envelope(np.exp(np.tile(db, (1, 1))*np.log(10)/10).astype(np.float64), SR, NMC)[0].astype(np.float32)
-GAIN, TILT = _coded(np.ones(FFT//2 + 1)), _coded(np.clip(np.log2(_hz/1000), -2.5, 3))      # 1 dB; 1 dB per octave
+RULES = (
+    dict(  # f0, range, rate, gain dB, tilt dB/oct, jitter, tremor, breath, final rise st, declination st/s
+        neutral=(1.00, 1.00, 1.00, 0, 0.0, 0.004, 0.000, 0.00, 0.0, -0.6),
+        calm=(0.95, 0.65, 0.87, -4, -1.2, 0.003, 0.000, 0.15, -0.5, -1.0),
+        happy=(1.30, 1.70, 1.10, 3, 1.0, 0.006, 0.000, 0.00, 2.0, 0.3),
+        sad=(0.86, 0.45, 0.78, -7, -2.2, 0.006, 0.010, 0.30, -2.0, -1.5),
+        angry=(1.18, 1.60, 1.15, 7, 2.2, 0.010, 0.000, 0.00, -3.0, -2.0),
+        fearful=(1.50, 0.90, 1.22, 0, 0.6, 0.010, 0.035, 0.15, 1.0, 0.6),
+        disgust=(0.82, 0.95, 0.83, 1, -0.5, 0.010, 0.000, 0.05, -3.5, -1.2),
+        surprised=(1.45, 2.10, 1.02, 4, 1.0, 0.006, 0.000, 0.05, 6.0, 1.0),
+    )
+)
+_hz = np.maximum(np.linspace(0, SR / 2, FFT // 2 + 1), 1)
+
+def _coded(db):
+    return pyworld.code_spectral_envelope(
+        np.exp(np.tile(db, (1, 1)) * np.log(10) / 10).astype(np.float64), SR, NMC
+    )[0].astype(np.float32)
+
+# 1 dB; 1 dB per octave
+GAIN, TILT = _coded(np.ones(FFT // 2 + 1)), _coded(np.clip(np.log2(_hz / 1000), -2.5, 3))
 
 def scaled(rule, i: float) -> np.ndarray:
     "A rule at intensity `i`"
-    r = np.array(rule, float); r[:3] = r[:3]**i; r[3:] *= i; return r
+    r = np.array(rule, float)
+    r[:3] = r[:3] ** i
+    r[3:] *= i
+    return r
 
 def vary(r: np.ndarray, rng) -> np.ndarray:
     "The natural variation of a take: F0 4 %, rate 5 %, range 10 %, level .7 dB"
-    r = r.copy(); r[0] *= 2**rng.normal(0, .04); r[2] *= 2**rng.normal(0, .05); r[1] *= 2**rng.normal(0, .1); r[3] += rng.normal(0, .7); return r
+    r = r.copy()
+    r[0] *= 2 ** rng.normal(0, 0.04)
+    r[2] *= 2 ** rng.normal(0, 0.05)
+    r[1] *= 2 ** rng.normal(0, 0.1)
+    r[3] += rng.normal(0, 0.7)
+    return r
 
 def random_rule(rng) -> np.ndarray:
     "Random prosody, wider than every emotion: what `~` means to the base model"
     u = rng.uniform
-    return np.array([np.exp(u(np.log(.72), np.log(1.65))), np.exp(u(np.log(.4), np.log(2.1))), np.exp(u(np.log(.72), np.log(1.35))), u(-9, 9), u(-2.6, 2.6),
-                     u(.002, .012),
-                     u(0, .035)*(rng.random() < .3), u(0, .3)*(rng.random() < .4), u(-4, 6), u(-2, 1)])
+    return np.array(
+        [
+            np.exp(u(np.log(0.72), np.log(1.65))),
+            np.exp(u(np.log(0.4), np.log(2.1))),
+            np.exp(u(np.log(0.72), np.log(1.35))),
+            u(-9, 9),
+            u(-2.6, 2.6),
+            u(0.002, 0.012),
+            u(0, 0.035) * (rng.random() < 0.3),
+            u(0, 0.3) * (rng.random() < 0.4),
+            u(-4, 6),
+            u(-2, 1),
+        ]
+    )
 
 # %% ../../nbs/30_nano_corpus.ipynb #c286b129
 def apply_rule(mc, lf, ap, idx, rule, rng) -> tuple:
     "One take under `rule`: features in, features out"
     f0, span, rate, gain, tilt, jitter, tremor, breath, rise, decl = rule
-    n = len(mc); m = max(SUB, round(n/rate)); pos = np.linspace(0, n - 1, m); i0 = np.floor(pos).astype(int); i1 = np.minimum(i0 + 1, n - 1)
+    n = len(mc)
+    m = max(SUB, round(n / rate))
+    pos = np.linspace(0, n - 1, m)
+    i0 = np.floor(pos).astype(int)
+    i1 = np.minimum(i0 + 1, n - 1)
     w = (pos - i0)[:, None].astype(np.float32)
-    near = np.rint(pos).astype(int); v = lf[near] > 0; mc, ap, idx = mc[i0]*(1 - w) + mc[i1]*w, ap[i0]*(1 - w) + ap[i1]*w, idx[near]
-    out = np.where((lf[i0] > 0) & (lf[i1] > 0), lf[i0]*(1 - w[:, 0]) + lf[i1]*w[:, 0], lf[near])
+    near = np.rint(pos).astype(int)
+    v = lf[near] > 0
+    mc, ap, idx = (
+        mc[i0] * (1 - w) + mc[i1] * w,
+        ap[i0] * (1 - w) + ap[i1] * w,
+        idx[near],
+    )
+    out = np.where(
+        (lf[i0] > 0) & (lf[i1] > 0), lf[i0] * (1 - w[:, 0]) + lf[i1] * w[:, 0], lf[near]
+    )
     if v.any():
-        on = np.flatnonzero(v); a, b = on[0], on[-1]; t = np.arange(m)*.01; u = np.clip((np.arange(m) - a)/max(1, b - a), 0, 1); st = np.log(2)/12
+        on = np.flatnonzero(v)
+        a, b = on[0], on[-1]
+        t = np.arange(m) * 0.01
+        u = np.clip((np.arange(m) - a) / max(1, b - a), 0, 1)
+        st = np.log(2) / 12
         mu = out[v].mean()
-        c = mu + (out - mu)*span + np.log(f0) + st*(decl + .6)*(t - t[(a + b)//2]) + st*rise*np.clip((u - .7)/.3, 0, 1)**1.5
-        c = c + jitter*rng.standard_normal(m) + tremor*np.sin(2*np.pi*(6.5 + rng.uniform(-.3, .3))*t + rng.uniform(0, 6.28))
+        c = (
+            mu
+            + (out - mu) * span
+            + np.log(f0)
+            + st * (decl + 0.6) * (t - t[(a + b) // 2])
+            + st * rise * np.clip((u - 0.7) / 0.3, 0, 1) ** 1.5
+        )
+        c = (
+            c
+            + jitter * rng.standard_normal(m)
+            + tremor * np.sin(2 * np.pi * (6.5 + rng.uniform(-0.3, 0.3)) * t + rng.uniform(0, 6.28))
+        )
         out = np.where(v, np.clip(c, np.log(F0MIN + 2), np.log(F0MAX - 2)), 0)
-        ap = np.where(v[:, None], ap*(1 - breath) + breath*np.array([-1., -.5, -.3], np.float32), ap)
-    return (mc + gain*GAIN + tilt*TILT).astype(np.float32), out.astype(np.float32), ap.astype(np.float32), idx
+        ap = np.where(
+            v[:, None],
+            ap * (1 - breath) + breath * np.array([-1.0, -0.5, -0.3], np.float32),
+            ap,
+        )
+    return (
+        (mc + gain * GAIN + tilt * TILT).astype(np.float32),
+        out.astype(np.float32),
+        ap.astype(np.float32),
+        idx,
+    )
 
 # %% ../../nbs/30_nano_corpus.ipynb #ce38e824
 def render(take, emotion: str, intensity: float, name: str) -> np.ndarray:  # 24 kHz audio
     "One recording of a neutral take `(mc, lf, ap)` in an emotion; the seed is the file name"
-    rng = np.random.default_rng(int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)); mc, lf, ap = take
-    x = synthesise(*apply_rule(mc, lf, ap, np.zeros(len(mc)), vary(scaled(RULES[emotion], intensity), rng), rng)[:3])
-    return np.tanh(x) if np.abs(x).max() > .98 else x
+    rng = np.random.default_rng(int(hashlib.sha256(name.encode()).hexdigest()[:8], 16))
+    mc, lf, ap = take
+    x = synthesise(
+        *apply_rule(mc, lf, ap, np.zeros(len(mc)), vary(scaled(RULES[emotion], intensity), rng), rng)[:3]
+    )
+    return np.tanh(x) if np.abs(x).max() > 0.98 else x
 
-def _take(job): mc, lf, ap, _ = neutral_take(Espeak(), *job, pad=(.12, .16)); return mc, lf, ap
+def _take(job):
+    mc, lf, ap, _ = neutral_take(Espeak(), *job, pad=(0.12, 0.16))
+    return mc, lf, ap
 
 def base_takes(jobs: list[tuple], processes: int = 2) -> dict:
     "`{(text, v): (mc, lf, ap)}`, each spoken in a process of its own"
     with mp.get_context('fork').Pool(processes, maxtasksperchild=1) as p:
         return dict(zip(jobs, tqdm(p.imap(_take, jobs, chunksize=1), total=len(jobs), desc='takes')))
 
-def coarse(x: np.ndarray, snr: float = 42.) -> np.ndarray:  # int16
+def coarse(x: np.ndarray, snr: float = 42.0) -> np.ndarray:  # int16
     "16-bit samples whose low bits, `snr` dB under the clip's RMS, are zero"
-    step = np.sqrt((x**2).mean())*10**(-snr/20)*12**.5; q = 2**max(0, int(np.floor(np.log2(step*32768))))
-    return (np.round(x*32768/q)*q).clip(-32768, 32767 - q + 1).astype(np.int16)
+    step = np.sqrt((x**2).mean()) * 10 ** (-snr / 20) * 12**0.5
+    q = 2 ** max(0, int(np.floor(np.log2(step * 32768))))
+    return (np.round(x * 32768 / q) * q).clip(-32768, 32767 - q + 1).astype(np.int16)
 
 def write_ravdess(folder, actors=(1, 2), processes: int = 2) -> int:  # number of files
     "RAVDESS's exact layout: 60 files per actor, 48 kHz PCM16"
-    takes = base_takes([(s, (a - 1) % 8) for a in actors for s in Ravdess.statements.values()], processes); n = 0
+    takes = base_takes([(s, (a - 1) % 8) for a in actors for s in Ravdess.statements.values()], processes)
+    n = 0
     for a in actors:
         for code, text in Ravdess.statements.items():
             for e, emotion in enumerate(EMOTIONS, 1):
                 for i in ('01',) if e == 1 else ('01', '02'):
                     for rep in ('01', '02'):
-                        f = Path(folder)/f'Actor_{a:02}'/f'03-01-{e:02}-{i}-{code}-{rep}-{a:02}.wav'; f.parent.mkdir(parents=True, exist_ok=True)
-                        x = render(takes[text, (a - 1) % 8], emotion, 1. if e == 1 else {'01': .8, '02': 1.2}[i], f.name)
-                        sf.write(f, soxr.resample(x, SR, 48_000), 48_000, subtype='PCM_16'); n += 1
+                        f = Path(folder) / f'Actor_{a:02}' / f'03-01-{e:02}-{i}-{code}-{rep}-{a:02}.wav'
+                        f.parent.mkdir(parents=True, exist_ok=True)
+                        x = render(
+                            takes[text, (a - 1) % 8],
+                            emotion,
+                            1.0 if e == 1 else {'01': 0.8, '02': 1.2}[i],
+                            f.name,
+                        )
+                        sf.write(f, soxr.resample(x, SR, 48_000), 48_000, subtype='PCM_16')
+                        n += 1
     return n
 
 # %% ../../nbs/30_nano_corpus.ipynb #0ab6873b
-CREMAD = dict(IEO="It's eleven o'clock.", TIE='That is exactly what happened.', IOM="I'm on my way to the meeting.", IWW='I wonder what this is about.',
-              TAI='The airplane is almost full.',
-    MTI='Maybe tomorrow it will be cold.', IWL='I would like a new alarm clock.', ITH="I think I have a doctor's appointment.", DFA="Don't forget a jacket.",
-    ITS="I think I've seen this before.", TSI='The surface is slick.', WSI="We'll stop in a couple of minutes.")
-LEVELS = dict(LO=.5, MD=.85, HI=1.25, XX=.9)
+CREMAD = dict(
+    IEO="It's eleven o'clock.",
+    TIE='That is exactly what happened.',
+    IOM="I'm on my way to the meeting.",
+    IWW='I wonder what this is about.',
+    TAI='The airplane is almost full.',
+    MTI='Maybe tomorrow it will be cold.',
+    IWL='I would like a new alarm clock.',
+    ITH="I think I have a doctor's appointment.",
+    DFA="Don't forget a jacket.",
+    ITS="I think I've seen this before.",
+    TSI='The surface is slick.',
+    WSI="We'll stop in a couple of minutes.",
+)
+LEVELS = dict(LO=0.5, MD=0.85, HI=1.25, XX=0.9)
 
 def write_cremad(folder, actors=(1001, 1002), processes: int = 2) -> int:
     "CREMA-D's exact layout: 82 files per actor, 16 kHz PCM16, levels for sentence IEO only"
-    v = lambda a: (a - 1001) % 8; takes = base_takes([(s, v(a)) for a in actors for s in CREMAD.values()], processes); n = 0
+    v = lambda a: (a - 1001) % 8
+    takes = base_takes([(s, v(a)) for a in actors for s in CREMAD.values()], processes)
+    n = 0
     for a in actors:
         for code, text in CREMAD.items():
-            for emo, emotion in dict(ANG='angry', DIS='disgust', FEA='fearful', HAP='happy', NEU='neutral', SAD='sad').items():
+            for emo, emotion in dict(
+                ANG='angry', DIS='disgust', FEA='fearful', HAP='happy', NEU='neutral', SAD='sad'
+            ).items():
                 for level in ('LO', 'MD', 'HI') if code == 'IEO' and emo != 'NEU' else ('XX',):
-                    f = Path(folder)/'AudioWAV'/f'{a}_{code}_{emo}_{level}.wav'; f.parent.mkdir(parents=True, exist_ok=True)
-                    sf.write(f, soxr.resample(render(takes[text, v(a)], emotion, 1. if emo == 'NEU' else LEVELS[level], f.name), SR, 16_000), 16_000,
-                             subtype='PCM_16')
+                    f = Path(folder) / 'AudioWAV' / f'{a}_{code}_{emo}_{level}.wav'
+                    f.parent.mkdir(parents=True, exist_ok=True)
+                    sf.write(
+                        f,
+                        soxr.resample(
+                            render(
+                                takes[text, v(a)], emotion, 1.0 if emo == 'NEU' else LEVELS[level], f.name
+                            ),
+                            SR,
+                            16_000,
+                        ),
+                        16_000,
+                        subtype='PCM_16',
+                    )
                     n += 1
     return n
 
 # %% ../../nbs/30_nano_corpus.ipynb #6982f04c
-def embedded_plan(adapter=(2, 3, 4, 5), n_adapter: int = 12, n_judge: int = 3) -> dict:  # voice 0-7 -> [(code, text)]
+def embedded_plan(
+    adapter=(2, 3, 4, 5), n_adapter: int = 12, n_judge: int = 3
+) -> dict:  # voice 0-7 -> [(code, text)]
     "Which voice speaks which sentences in the shipped part"
-    texts = iter([t for t in text_plan()['emotional'] if len(t) <= 34]); code = iter(range(3, 100))
-    return {v: [(f'{next(code):02}', next(texts)) for _ in range(n_adapter if v + 1 in adapter else n_judge)] for v in range(8)}
+    texts = iter([t for t in text_plan()['emotional'] if len(t) <= 34])
+    code = iter(range(3, 100))
+    return {
+        v: [(f'{next(code):02}', next(texts)) for _ in range(n_adapter if v + 1 in adapter else n_judge)]
+        for v in range(8)
+    }
 
 def write_embedded(folder, voices=range(8), processes: int = 2) -> int:
     "The shipped recordings as FLAC, with `statements.csv` and `corpus.csv`"
-    plan = embedded_plan(); takes = base_takes([(t, v) for v in voices for _, t in plan[v]], processes); n = 0
+    plan = embedded_plan()
+    takes = base_takes([(t, v) for v in voices for _, t in plan[v]], processes)
+    n = 0
     for v in voices:
         for j, (code, text) in enumerate(plan[v]):
             for e, emotion in enumerate(EMOTIONS, 1):
-                strong = e > 1 and j % 2 == 1; f = Path(folder)/f'Actor_{v+1:02}'/f'03-01-{e:02}-{2 if strong else 1:02}-{code}-01-{v+1:02}.flac'
+                strong = e > 1 and j % 2 == 1
+                f = (
+                    Path(folder)
+                    / f'Actor_{v + 1:02}'
+                    / f'03-01-{e:02}-{2 if strong else 1:02}-{code}-01-{v + 1:02}.flac'
+                )
                 f.parent.mkdir(parents=True, exist_ok=True)
-                sf.write(f, coarse(render(takes[text, v], emotion, 1. if e == 1 else 1.2 if strong else .8, f.name)), SR, subtype='PCM_16',
-                         compression_level=1.)
+                sf.write(
+                    f,
+                    coarse(
+                        render(takes[text, v], emotion, 1.0 if e == 1 else 1.2 if strong else 0.8, f.name)
+                    ),
+                    SR,
+                    subtype='PCM_16',
+                    compression_level=1.0,
+                )
                 n += 1
-    (Path(folder)/'statements.csv').write_text('code,text\n' + ''.join(f'{c},"{t}"\n' for v in plan for c, t in plan[v]), encoding='utf-8')
-    (Path(folder)/'corpus.csv').write_text('key,value\nname,embedded\nlicence,Apache-2.0 (synthetic speech of notebook 30)\n', encoding='utf-8')
+    (Path(folder) / 'statements.csv').write_text(
+        'code,text\n' + ''.join(f'{c},"{t}"\n' for v in plan for c, t in plan[v]), encoding='utf-8'
+    )
+    (Path(folder) / 'corpus.csv').write_text(
+        'key,value\nname,embedded\nlicence,Apache-2.0 (synthetic speech of notebook 30)\n', encoding='utf-8'
+    )
     return n

@@ -13,230 +13,486 @@ from pathlib import Path
 
 import jiwer, numpy as np, torch, torch.distributed as dist, torch.nn.functional as F
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import CsmConfig, CsmForConditionalGeneration, CsmProcessor, EncodecFeatureExtractor, PreTrainedTokenizerFast
+from transformers import (
+    CsmConfig,
+    CsmForConditionalGeneration,
+    CsmProcessor,
+    EncodecFeatureExtractor,
+    PreTrainedTokenizerFast,
+)
 
 from ..core import assets, atomic_write, root, save_tensors
 from ..codes import NanoCodecConfig, NanoCodecModel, SUB, frames, load_codec
 from ..model import TAG, forward_codes, load_csm, save_csm, text_ids
 from ..batches import Item
-from .corpus import RULES, apply_rule, make_texts, neutral_corpus, random_rule, scaled, text_plan, vary
+from csm_expressive_nb.nano.corpus import (
+    RULES,
+    apply_rule,
+    make_texts,
+    neutral_corpus,
+    random_rule,
+    scaled,
+    text_plan,
+    vary,
+)
 
 # %% ../../nbs/32_nano_csm.ipynb #9ba7885b
 def nano_config(hidden=192, layers=5, heads=6, mlp=512) -> CsmConfig:
     "CSM's configuration at the embedded default's widths"
-    depth = dict(num_codebooks=6, backbone_hidden_size=hidden, vocab_size=515, hidden_size=128, intermediate_size=384, num_hidden_layers=2,
-                 num_attention_heads=4,
-                 num_key_value_heads=4, max_position_embeddings=7, rope_theta=1000.)
-    return CsmConfig(num_codebooks=6, vocab_size=515, text_vocab_size=261, hidden_size=hidden, intermediate_size=mlp, num_hidden_layers=layers,
-                     num_attention_heads=heads,
-        num_key_value_heads=heads, head_dim=hidden//heads, max_position_embeddings=1024, rope_theta=1000., codebook_pad_token_id=514, codebook_eos_token_id=0,
+    depth = dict(
+        num_codebooks=6,
+        backbone_hidden_size=hidden,
+        vocab_size=515,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=7,
+        rope_theta=1000.0,
+    )
+    return CsmConfig(
+        num_codebooks=6,
+        vocab_size=515,
+        text_vocab_size=261,
+        hidden_size=hidden,
+        intermediate_size=mlp,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=hidden // heads,
+        max_position_embeddings=1024,
+        rope_theta=1000.0,
+        codebook_pad_token_id=514,
+        codebook_eos_token_id=0,
         audio_token_id=3,
-        audio_eos_token_id=4, pad_token_id=0, bos_token_id=1, eos_token_id=2, tie_codebooks_embeddings=True, depth_decoder_config=depth,
-        codec_config=NanoCodecConfig().to_dict())
+        audio_eos_token_id=4,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        tie_codebooks_embeddings=True,
+        depth_decoder_config=depth,
+        codec_config=NanoCodecConfig().to_dict(),
+    )
 
 SPECIAL = ['<|pad|>', '<|begin_of_text|>', '<|end_of_text|>', '<|AUDIO|>', '<|audio_eos|>']
-TEMPLATE = ("{%- for message in messages %}<|begin_of_text|>[{{ message['role'] }}]{%- for c in message['content'] %}{%- if c['type'] == 'text' %}{{ c['text'] "
-            "}}<|end_of_text|>"
-            "{%- elif c['type'] == 'audio' %}<|AUDIO|><|audio_eos|>{%- endif %}{%- endfor %}{%- endfor %}")
+TEMPLATE = (
+    "{%- for message in messages %}<|begin_of_text|>[{{ message['role'] }}]{%- for c in message['content'] "
+    "%}{%- if c['type'] == 'text' %}{{ c['text'] }}<|end_of_text|>"
+    "{%- elif c['type'] == 'audio' %}<|AUDIO|><|audio_eos|>{%- endif %}{%- endfor %}{%- endfor %}"
+)
 
 def nano_processor() -> CsmProcessor:
-    "Byte-level tokenizer (5 special ids, then 256 bytes) and 24 kHz feature extractor; must be saved unused (a used one saves its padding state)"
-    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]; rest = [b for b in range(256) if b not in visible]
-    char = {b: chr(b) for b in visible} | {b: chr(256 + i) for i, b in enumerate(rest)}                      # GPT-2's printable bytes
-    t = Tokenizer(models.BPE(vocab={s: i for i, s in enumerate(SPECIAL)} | {char[b]: 5 + b for b in range(256)}, merges=[]))
-    t.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False); t.decoder = decoders.ByteLevel()
+    """Byte-level tokenizer (5 special ids, then 256 bytes) and 24 kHz feature extractor; must be saved
+    unused (a used one saves its padding state)"""
+    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [b for b in range(256) if b not in visible]
+    # GPT-2's printable bytes
+    char = {b: chr(b) for b in visible} | {b: chr(256 + i) for i, b in enumerate(rest)}
+    t = Tokenizer(
+        models.BPE(
+            vocab={s: i for i, s in enumerate(SPECIAL)} | {char[b]: 5 + b for b in range(256)}, merges=[]
+        )
+    )
+    t.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    t.decoder = decoders.ByteLevel()
     t.add_special_tokens([AddedToken(s, special=True) for s in SPECIAL])
-    tok = PreTrainedTokenizerFast(tokenizer_object=t, pad_token=SPECIAL[0], bos_token=SPECIAL[1], eos_token=SPECIAL[2], audio_token=SPECIAL[3],
-                                  audio_eos_token=SPECIAL[4], padding_side='left',
-        model_input_names=['input_ids', 'attention_mask'], clean_up_tokenization_spaces=False,
-        extra_special_tokens=dict(audio_token=SPECIAL[3], audio_eos_token=SPECIAL[4]))
-    return CsmProcessor(EncodecFeatureExtractor(feature_size=1, sampling_rate=24_000, chunk_length_s=None), tok, chat_template=TEMPLATE)
+    tok = PreTrainedTokenizerFast(
+        tokenizer_object=t,
+        pad_token=SPECIAL[0],
+        bos_token=SPECIAL[1],
+        eos_token=SPECIAL[2],
+        audio_token=SPECIAL[3],
+        audio_eos_token=SPECIAL[4],
+        padding_side='left',
+        model_input_names=['input_ids', 'attention_mask'],
+        clean_up_tokenization_spaces=False,
+        extra_special_tokens=dict(audio_token=SPECIAL[3], audio_eos_token=SPECIAL[4]),
+    )
+    return CsmProcessor(
+        EncodecFeatureExtractor(feature_size=1, sampling_rate=24_000, chunk_length_s=None),
+        tok,
+        chat_template=TEMPLATE,
+    )
 
 # %% ../../nbs/32_nano_csm.ipynb #804cf040
 class Variants:
     "Endless fresh variants of neutral takes `(text, v, mc, lf, ap, idx)`"
-    def __init__(self, takes: list, codec: NanoCodecModel, seed: int = 0): self.takes, self.codec, self.rng = takes, codec, np.random.default_rng(seed)
+
+    def __init__(self, takes: list, codec: NanoCodecModel, seed: int = 0):
+        self.takes, self.codec, self.rng = takes, codec, np.random.default_rng(seed)
+
     def one(self, i: int, marked: bool, rng):
-        text, v, mc, lf, ap, idx = self.takes[i]; rule = random_rule(rng) if marked else vary(scaled(RULES['neutral'], 1), rng)
-        mc, lf, ap, idx = apply_rule(mc.astype(np.float32), lf, ap.astype(np.float32), idx, rule, rng); a, b = rng.integers(0, SUB, 2)
+        text, v, mc, lf, ap, idx = self.takes[i]
+        rule = random_rule(rng) if marked else vary(scaled(RULES['neutral'], 1), rng)
+        mc, lf, ap, idx = apply_rule(mc.astype(np.float32), lf, ap.astype(np.float32), idx, rule, rng)
+        a, b = rng.integers(0, SUB, 2)
         s = slice(a, len(mc) - b)
-        head = [1, *(5 + x for x in f'[{v+1}]{TAG if marked else ""}'.encode())]
-        return [*head, *(5 + x for x in text.encode()), 2], frames(mc[s], lf[s], ap[s]), idx[s], len(head)
-    def __call__(self, ids, marked, rng=None) -> list[tuple]:  # (token ids, codes [T,6], spoken token per frame [T], -1 in silence)
+        head = [1, *(5 + x for x in f'[{v + 1}]{TAG if marked else ""}'.encode())]
+        return (
+            [*head, *(5 + x for x in text.encode()), 2],
+            frames(mc[s], lf[s], ap[s]),
+            idx[s],
+            len(head),
+        )
+
+    def __call__(
+        self, ids, marked, rng=None
+    ) -> list[tuple]:  # (token ids, codes [T,6], spoken token per frame [T], -1 in silence)
         "Variants of takes `ids`, encoded in one go"
         its = [self.one(i, m, rng or self.rng) for i, m in zip(ids, marked)]
-        codes = self.codec.quantise(*(np.concatenate([f[j] for _, f, _, _ in its]) for j in range(3))).split([len(f[0]) for _, f, _, _ in its]); out = []
+        codes = self.codec.quantise(
+            *(np.concatenate([f[j] for _, f, _, _ in its]) for j in range(3))
+        ).split([len(f[0]) for _, f, _, _ in its])
+        out = []
         for (t, _, idx, off), c in zip(its, codes):
-            mid = idx[np.minimum(np.arange(len(c))*SUB + 4, len(idx) - 1)]; out.append((t, c, np.where(mid >= 0, mid + off, -1).astype(np.float32)))
+            mid = idx[np.minimum(np.arange(len(c)) * SUB + 4, len(idx) - 1)]
+            out.append((t, c, np.where(mid >= 0, mid + off, -1).astype(np.float32)))
         return out
 
 def buckets(items: list, budget: int) -> list[list]:
     "Batches of items of similar length with at most `budget` padded positions"
     out, cur = [], []
     for t in sorted(items, key=lambda t: len(t[0]) + len(t[1])):
-        if cur and (len(cur) + 1)*(len(t[0]) + len(t[1]) + 1) > budget: out.append(cur); cur = []
+        if cur and (len(cur) + 1) * (len(t[0]) + len(t[1]) + 1) > budget:
+            out.append(cur)
+            cur = []
         cur.append(t)
     return out + [cur]
 
-def pack(items: list) -> tuple:  # text [B,L], codes [B,L,6], is audio [B,L], spoken token [B,L], text length [B]
+def pack(
+    items: list,
+) -> tuple:  # text [B,L], codes [B,L,6], is audio [B,L], spoken token [B,L], text length [B]
     "Right-padded batch"
-    n = [(len(t), len(c)) for t, c, _ in items]; B, L = len(items), max(a + b + 1 for a, b in n)
-    text, codes, audio, spoken = torch.zeros(B, L, dtype=torch.long), torch.zeros(B, L, 6, dtype=torch.long), torch.zeros(B, L,
-        dtype=torch.bool), torch.full((B, L), -1.)
+    n = [(len(t), len(c)) for t, c, _ in items]
+    B, L = len(items), max(a + b + 1 for a, b in n)
+    text, codes, audio, spoken = (
+        torch.zeros(B, L, dtype=torch.long),
+        torch.zeros(B, L, 6, dtype=torch.long),
+        torch.zeros(B, L, dtype=torch.bool),
+        torch.full((B, L), -1.0),
+    )
     for b, ((t, c, g), (x, y)) in enumerate(zip(items, n)):
-        text[b, :x] = torch.tensor(t); codes[b, x:x+y] = c; audio[b, x:x+y+1] = True; spoken[b, x-1:x-1+y] = torch.tensor(g)
+        text[b, :x] = torch.tensor(t)
+        codes[b, x : x + y] = c
+        audio[b, x : x + y + 1] = True
+        spoken[b, x - 1 : x - 1 + y] = torch.tensor(g)
     return text, codes, audio, spoken, torch.tensor([a for a, _ in n])
 
 # %% ../../nbs/32_nano_csm.ipynb #f1e595e7
-GUIDED, AHEAD = (1, 2), torch.tensor([0., 1.5, 3.5])      # layers; how many bytes ahead of the spoken one heads 0, 1, 2 should look
+# layers; how many bytes ahead of the spoken one heads 0, 1, 2 should look
+GUIDED, AHEAD = (1, 2), torch.tensor([0.0, 1.5, 3.5])
 
-def rotary(n, d, theta=1000.): e = torch.outer(torch.arange(n).float(), 1/theta**(torch.arange(0, d, 2).float()/d)).repeat(1, 2); return e.cos(), e.sin()
-def rotate(x, cos, sin): h = x.shape[-1]//2; return x*cos + torch.cat([-x[..., h:], x[..., :h]], -1)*sin
+def rotary(n, d, theta=1000.0):
+    e = torch.outer(
+        torch.arange(n).float(), 1 / theta ** (torch.arange(0, d, 2).float() / d)
+    ).repeat(1, 2)
+    return e.cos(), e.sin()
+
+def rotate(x, cos, sin):
+    h = x.shape[-1] // 2
+    return x * cos + torch.cat([-x[..., h:], x[..., :h]], -1) * sin
 
 def transformer(layers, norm, x, heads, guided=()):
-    "Llama layers written out; returns the normed states and `(q, k)` of the first three heads of guided layers"
-    B, L, H = x.shape; cos, sin = rotary(L, H//heads); qk = []; split = lambda y: y.view(B, L, heads, H//heads).transpose(1, 2)
+    """Llama layers written out; returns the normed states and `(q, k)` of the first three heads of guided
+    layers"""
+    B, L, H = x.shape
+    cos, sin = rotary(L, H // heads)
+    qk = []
+    split = lambda y: y.view(B, L, heads, H // heads).transpose(1, 2)
     for i, l in enumerate(layers):
         h, a, m = F.rms_norm(x, (H,), l.input_layernorm.weight, 1e-5), l.self_attn, l.mlp
-        q, k, v = rotate(split(a.q_proj(h)), cos, sin), rotate(split(a.k_proj(h)), cos, sin), split(a.v_proj(h))
-        if i in guided: qk.append((q[:, :3], k[:, :3]))
-        x = x + a.o_proj(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(B, L, H))
+        q, k, v = (
+            rotate(split(a.q_proj(h)), cos, sin),
+            rotate(split(a.k_proj(h)), cos, sin),
+            split(a.v_proj(h)),
+        )
+        if i in guided:
+            qk.append((q[:, :3], k[:, :3]))
+        x = x + a.o_proj(
+            F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(B, L, H)
+        )
         h = F.rms_norm(x, (H,), l.post_attention_layernorm.weight, 1e-5)
-        x = x + m.down_proj(F.silu(m.gate_proj(h))*m.up_proj(h))
+        x = x + m.down_proj(F.silu(m.gate_proj(h)) * m.up_proj(h))
     return F.rms_norm(x, (H,), norm.weight, 1e-5), qk
 
-def corrupt_batch(codes, audio, g, most=.6, single=.07):
-    "History corruption: per sequence 0..`most` of the frames become random frames of the batch, and `single` of all codes random codes of the same codebook"
-    pool = codes[audio]; rate = torch.rand(len(codes), 1, generator=g)*most; hit = (torch.rand(audio.shape, generator=g) < rate) & audio
+def corrupt_batch(codes, audio, g, most=0.6, single=0.07):
+    """History corruption: per sequence 0..`most` of the frames become random frames of the batch, and
+    `single` of all codes random codes of the same codebook"""
+    pool = codes[audio]
+    rate = torch.rand(len(codes), 1, generator=g) * most
+    hit = (torch.rand(audio.shape, generator=g) < rate) & audio
     c = torch.where(hit[..., None], pool[torch.randint(len(pool), audio.shape, generator=g)], codes)
     one = (torch.rand(codes.shape, generator=g) < single) & audio[..., None]
-    return torch.where(one, pool[torch.randint(len(pool), codes.shape, generator=g), torch.arange(codes.shape[-1])], c)
+    return torch.where(
+        one, pool[torch.randint(len(pool), codes.shape, generator=g), torch.arange(codes.shape[-1])], c
+    )
 
 def guide_loss(qk, spoken, lengths, d):
     "Cross-entropy of guided attention towards a Gaussian (.8 bytes) at the spoken byte plus `AHEAD`"
-    b, t = (spoken >= 0).nonzero(as_tuple=True); M = int(lengths.max()); pos = torch.arange(M).float(); valid = (pos[None] < lengths[b][:, None])[:, None]
+    b, t = (spoken >= 0).nonzero(as_tuple=True)
+    M = int(lengths.max())
+    pos = torch.arange(M).float()
+    valid = (pos[None] < lengths[b][:, None])[:, None]
     goal = torch.minimum(spoken[b, t][:, None] + AHEAD, lengths[b][:, None].float() - 1)
-    w = (-(pos - goal[..., None])**2/(2*.8**2)).masked_fill(~valid, -1e9).softmax(-1)
-    score = lambda q, k: (torch.einsum('bhtd,bhsd->bhts', q, k[:, :, :M])[b, :, t]*d**-.5).masked_fill(~valid, -1e9).log_softmax(-1)
-    return sum(-(w*score(q, k)).sum(-1).mean() for q, k in qk)/len(qk)
+    w = (
+        (-((pos - goal[..., None]) ** 2) / (2 * 0.8**2))
+        .masked_fill(~valid, -1e9)
+        .softmax(-1)
+    )
+    score = lambda q, k: (
+        (torch.einsum('bhtd,bhsd->bhts', q, k[:, :, :M])[b, :, t] * d**-0.5)
+        .masked_fill(~valid, -1e9)
+        .log_softmax(-1)
+    )
+    return sum(-(w * score(q, k)).sum(-1).mean() for q, k in qk) / len(qk)
 
-def pretrain_losses(m, batch, g, ratio=.3, train=True) -> tuple:  # (sum c0, sum depth, frames, depth frames, guide)
+def pretrain_losses(
+    m, batch, g, ratio=0.3, train=True
+) -> tuple:  # (sum c0, sum depth, frames, depth frames, guide)
     "Losses of a packed batch; depth on a fresh `ratio` of the frames"
-    text, codes, audio, spoken, lengths = batch; seen = corrupt_batch(codes, audio, g) if train else codes; heads = m.config.num_attention_heads
+    text, codes, audio, spoken, lengths = batch
+    seen = corrupt_batch(codes, audio, g) if train else codes
+    heads = m.config.num_attention_heads
     H = m.config.hidden_size
     x = torch.where(audio[..., None], m.backbone_model.embed_tokens(seen), m.embed_text_tokens(text))
     h, qk = transformer(m.backbone_model.layers, m.backbone_model.norm, x, heads, GUIDED if train else ())
-    h, lab = h[:, :-1][audio[:, 1:]], codes[:, 1:][audio[:, 1:]]; n = len(lab); sel = torch.randperm(n, generator=g)[:max(1, round(n*ratio))]
+    h, lab = h[:, :-1][audio[:, 1:]], codes[:, 1:][audio[:, 1:]]
+    n = len(lab)
+    sel = torch.randperm(n, generator=g)[: max(1, round(n * ratio))]
     D, K = m.depth_decoder, lab.shape[1]
-    e = torch.cat([h[sel][:, None], D.model.embed_tokens(lab[sel][:, :-1] + torch.arange(K - 1)*m.config.vocab_size)], 1)
+    e = torch.cat(
+        [
+            h[sel][:, None],
+            D.model.embed_tokens(
+                lab[sel][:, :-1] + torch.arange(K - 1) * m.config.vocab_size
+            ),
+        ],
+        1,
+    )
     y, _ = transformer(D.model.layers, D.model.norm, D.model.inputs_embeds_projector(e), 4)
     lg = torch.einsum('nkh,khv->nkv', y[:, 1:], D.codebooks_head.weight)
-    c0, others = (F.cross_entropy(*a, reduction='sum') for a in ((m.lm_head(h), lab[:, 0]), (lg.flatten(0, 1), lab[sel][:, 1:].flatten())))
-    return c0, others, n, len(sel), guide_loss(qk, spoken, lengths, H//heads) if train else x.new_zeros(())
+    c0, others = (
+        F.cross_entropy(*a, reduction='sum')
+        for a in (
+            (m.lm_head(h), lab[:, 0]),
+            (lg.flatten(0, 1), lab[sel][:, 1:].flatten()),
+        )
+    )
+    return c0, others, n, len(sel), guide_loss(qk, spoken, lengths, H // heads) if train else x.new_zeros(())
 
 # %% ../../nbs/32_nano_csm.ipynb #88df0cb2
 class Muon(torch.optim.Optimizer):
     "Muon with float32 Newton-Schulz; matrices of a shape are batched, and divided over processes"
-    def __init__(self, params, lr, momentum=.95, weight_decay=.02, steps=5):
+
+    def __init__(self, params, lr, momentum=0.95, weight_decay=0.02, steps=5):
         super().__init__(list(params), dict(lr=lr, momentum=momentum, weight_decay=weight_decay, steps=steps))
+
     @torch.no_grad()
     def step(self):
         world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
         for g in self.param_groups:
             shapes = {}
             for p in g['params']:
-                m = self.state[p].setdefault('m', torch.zeros_like(p)); m.mul_(g['momentum']).add_(p.grad); u = p.grad + g['momentum']*m
-                shapes.setdefault(tuple(sorted(p.shape)), []).append((p, u if p.shape[0] <= p.shape[1] else u.T))
+                m = self.state[p].setdefault('m', torch.zeros_like(p))
+                m.mul_(g['momentum']).add_(p.grad)
+                u = p.grad + g['momentum'] * m
+                shapes.setdefault(tuple(sorted(p.shape)), []).append(
+                    (p, u if p.shape[0] <= p.shape[1] else u.T)
+                )
             for pu in shapes.values():
-                X = torch.stack([u for _, u in pu]); X = X/(X.norm(dim=(1, 2), keepdim=True) + 1e-7); Y = newton_schulz(X[rank::world], g['steps'])
-                if world > 1: X.zero_(); X[rank::world] = Y; dist.all_reduce(X)
+                X = torch.stack([u for _, u in pu])
+                X = X / (X.norm(dim=(1, 2), keepdim=True) + 1e-7)
+                Y = newton_schulz(X[rank::world], g['steps'])
+                if world > 1:
+                    X.zero_()
+                    X[rank::world] = Y
+                    dist.all_reduce(X)
                 else: X = Y
                 for (p, _), x in zip(pu, X):
-                    p.mul_(1 - g['lr']*g['weight_decay']).add_(x if p.shape[0] <= p.shape[1] else x.T, alpha=-g['lr']*.2*max(p.shape)**.5)
+                    p.mul_(1 - g['lr'] * g['weight_decay']).add_(
+                        x if p.shape[0] <= p.shape[1] else x.T, alpha=-g['lr'] * 0.2 * max(p.shape) ** 0.5
+                    )
 
 def newton_schulz(X, steps=5):
     "Singular values of the matrices `[n,a,b]` pushed towards 1 (quintic iteration)"
-    for _ in range(steps): A = X@X.transpose(1, 2); X = 3.4445*X + (-4.7750*A + 2.0315*(A@A))@X
+    for _ in range(steps):
+        A = X @ X.transpose(1, 2)
+        X = 3.4445 * X + (-4.7750 * A + 2.0315 * (A @ A)) @ X
     return X
 
 # %% ../../nbs/32_nano_csm.ipynb #a8f0c1e8
-def pretrain(out: Path, takes: list, heldout: list, codec, minutes: float, lr=4e-3, budget=1500, world=1, rank=0, seed=0, resume=False, steps=None):
-    "Train a nano CSM on takes; writes `<out>.jsonl`, `<out>.ckpt` (to resume) and `<out>.safetensors` (averaged weights, fp16)"
-    torch.set_num_threads(1); torch.manual_seed(0); m = CsmForConditionalGeneration(nano_config()); m.tie_weights()
-    g = torch.Generator().manual_seed(seed*100 + rank)
-    if world > 1: dist.init_process_group('gloo', rank=rank, world_size=world, init_method='tcp://127.0.0.1:29511')
-    own = {n: p for n, p in m.named_parameters() if not n.startswith('codec_model.')}; mats = [p for n, p in own.items() if p.ndim == 2 and 'proj' in n]
+def pretrain(
+    out: Path,
+    takes: list,
+    heldout: list,
+    codec,
+    minutes: float,
+    lr=4e-3,
+    budget=1500,
+    world=1,
+    rank=0,
+    seed=0,
+    resume=False,
+    steps=None,
+):
+    """Train a nano CSM on takes; writes `<out>.jsonl`, `<out>.ckpt` (to resume) and `<out>.safetensors`
+    (averaged weights, fp16)"""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    m = CsmForConditionalGeneration(nano_config())
+    m.tie_weights()
+    g = torch.Generator().manual_seed(seed * 100 + rank)
+    if world > 1:
+        dist.init_process_group('gloo', rank=rank, world_size=world, init_method='tcp://127.0.0.1:29511')
+    own = {n: p for n, p in m.named_parameters() if not n.startswith('codec_model.')}
+    mats = [p for n, p in own.items() if p.ndim == 2 and 'proj' in n]
     ids = set(map(id, mats))
-    ps = list(own.values()); opts = [Muon(mats, lr), torch.optim.AdamW([p for p in ps if id(p) not in ids], lr, betas=(.9, .98), weight_decay=.01)]
-    ema, data, val = [p.detach().clone() for p in ps], Variants(takes, codec, seed*1000 + rank), Variants(heldout, codec); fixed = np.random.default_rng(5)
-    sets = [[pack(b) for b in buckets(val(range(len(heldout)), [k]*len(heldout), fixed), 4000)] for k in (False, True)]; step = seen = 0; before = 0.
+    ps = list(own.values())
+    opts = [
+        Muon(mats, lr),
+        torch.optim.AdamW([p for p in ps if id(p) not in ids], lr, betas=(0.9, 0.98), weight_decay=0.01),
+    ]
+    ema, data, val = (
+        [p.detach().clone() for p in ps],
+        Variants(takes, codec, seed * 1000 + rank),
+        Variants(heldout, codec),
+    )
+    fixed = np.random.default_rng(5)
+    sets = [
+        [pack(b) for b in buckets(val(range(len(heldout)), [k] * len(heldout), fixed), 4000)]
+        for k in (False, True)
+    ]
+    step = seen = 0
+    before = 0.0
     ck = Path(f'{out}.ckpt')
     if resume:
-        s = torch.load(ck, weights_only=True); [p.data.copy_(q) for p, q in zip(ps, s['p'])]; [o.load_state_dict(x) for o, x in zip(opts, s['o'])]
+        s = torch.load(ck, weights_only=True)
+        for p, q in zip(ps, s['p']):
+            p.data.copy_(q)
+        for o, x in zip(opts, s['o']):
+            o.load_state_dict(x)
         step, seen, before, ema = s['step'], s['seen'], s['used'], s['ema']
-    rng, t0, queue, log = np.random.default_rng(seed*77 + rank + step), time.time(), [], []; last = time.time()
+    rng, t0, queue, log = np.random.default_rng(seed * 77 + rank + step), time.time(), [], []
+    last = time.time()
     while True:
-        used = torch.tensor([before + time.time() - t0]); world > 1 and dist.broadcast(used, 0); f = float(used)/minutes/60
+        used = torch.tensor([before + time.time() - t0])
+        world > 1 and dist.broadcast(used, 0)
+        f = float(used) / minutes / 60
         if f >= 1 or step == steps: break
         if not queue:
-            queue = buckets(data(rng.permutation(len(takes))[:768], rng.random(768) < .5), budget); rng.shuffle(queue); n = torch.tensor([len(queue)])
-            world > 1 and dist.all_reduce(n, dist.ReduceOp.MIN); queue = queue[:int(n)]
-        b = pack(queue.pop()); rate = lr*min(1, (step + 1)/80)*max(.02, .5*(1 + math.cos(math.pi*f)))
-        for o in opts: o.zero_grad(set_to_none=True); o.param_groups[0]['lr'] = rate
-        c0, dep, n, nd, att = pretrain_losses(m, b, g); (c0/n + dep/nd/5 + .5*max(.1, 1 - 2*f)*att).backward()
+            queue = buckets(data(rng.permutation(len(takes))[:768], rng.random(768) < 0.5), budget)
+            rng.shuffle(queue)
+            n = torch.tensor([len(queue)])
+            world > 1 and dist.all_reduce(n, dist.ReduceOp.MIN)
+            queue = queue[: int(n)]
+        b = pack(queue.pop())
+        rate = lr * min(1, (step + 1) / 80) * max(0.02, 0.5 * (1 + math.cos(math.pi * f)))
+        for o in opts:
+            o.zero_grad(set_to_none=True)
+            o.param_groups[0]['lr'] = rate
+        c0, dep, n, nd, att = pretrain_losses(m, b, g)
+        (c0 / n + dep / nd / 5 + 0.5 * max(0.1, 1 - 2 * f) * att).backward()
         if world > 1:
-            flat = torch.cat([p.grad.flatten() for p in ps]); dist.all_reduce(flat); flat /= world
-            for p, q in zip(ps, flat.split([p.numel() for p in ps])): p.grad.copy_(q.view_as(p))
-        torch.nn.utils.clip_grad_norm_(ps, 1.); [o.step() for o in opts]; k = min(.998, (step + 1)/(step + 10))
+            flat = torch.cat([p.grad.flatten() for p in ps])
+            dist.all_reduce(flat)
+            flat /= world
+            for p, q in zip(ps, flat.split([p.numel() for p in ps])):
+                p.grad.copy_(q.view_as(p))
+        torch.nn.utils.clip_grad_norm_(ps, 1.0)
+        for o in opts:
+            o.step()
+        k = min(0.998, (step + 1) / (step + 10))
         torch._foreach_lerp_(ema, [p.detach() for p in ps], 1 - k)
-        step += 1; seen += len(b[0])*world; log.append((float(c0.detach())/n, float(dep.detach())/nd/5, float(att.detach())))
+        step += 1
+        seen += len(b[0]) * world
+        log.append((float(c0.detach()) / n, float(dep.detach()) / nd / 5, float(att.detach())))
         if rank == 0 and time.time() - last > 120:
-            _record(out, m, ps, ema, sets, dict(step=step, minutes=float(used)/60, seen=seen, lr=rate), log)
-            _checkpoint(ck, ps, opts, ema, step, seen, float(used)); last = time.time(); log = []
+            _record(out, m, ps, ema, sets, dict(step=step, minutes=float(used) / 60, seen=seen, lr=rate), log)
+            _checkpoint(ck, ps, opts, ema, step, seen, float(used))
+            last = time.time()
+            log = []
     if rank == 0:
-        _record(out, m, ps, ema, sets, dict(step=step, minutes=float(used)/60, seen=seen, lr=rate), log)
+        _record(out, m, ps, ema, sets, dict(step=step, minutes=float(used) / 60, seen=seen, lr=rate), log)
         _checkpoint(ck, ps, opts, ema, step, seen, float(used))
         save_tensors({n: e.half() for n, e in zip(own, ema)}, f'{out}.safetensors')
 
 def _checkpoint(path, ps, opts, ema, step, seen, used):
     "Weights, optimisers and average, written whole"
-    torch.save(dict(p=[p.detach() for p in ps], o=[o.state_dict() for o in opts], ema=ema, step=step, seen=seen, used=used), f'{path}.tmp')
+    torch.save(
+        dict(
+            p=[p.detach() for p in ps],
+            o=[o.state_dict() for o in opts],
+            ema=ema,
+            step=step,
+            seen=seen,
+            used=used,
+        ),
+        f'{path}.tmp',
+    )
     os.replace(f'{path}.tmp', path)
 
 @torch.no_grad()
 def _record(out, m, ps, ema, sets, head, log):
     "One line of training means and held-out NLL under the averaged weights"
-    keep = [p.clone() for p in ps]; [p.copy_(e) for p, e in zip(ps, ema)]; row = dict(zip(('c0', 'depth', 'guide'), np.mean(log, 0).tolist())) if log else {}
+    keep = [p.clone() for p in ps]
+    for p, e in zip(ps, ema):
+        p.copy_(e)
+    row = dict(zip(('c0', 'depth', 'guide'), np.mean(log, 0).tolist())) if log else {}
     for name, s in zip(('neutral', 'marked'), sets):
-        t = np.sum([[float(v) for v in pretrain_losses(m, b, torch.Generator(), 1., False)[:3]] for b in s], 0)
-        row |= {f'{name}_c0': t[0]/t[2], f'{name}_depth': t[1]/t[2]/5}
-    [p.copy_(k) for p, k in zip(ps, keep)]
+        t = np.sum(
+            [[float(v) for v in pretrain_losses(m, b, torch.Generator(), 1.0, False)[:3]] for b in s], 0
+        )
+        row |= {f'{name}_c0': t[0] / t[2], f'{name}_depth': t[1] / t[2] / 5}
+    for p, k in zip(ps, keep):
+        p.copy_(k)
     with open(f'{out}.jsonl', 'a', encoding='utf-8') as f:
         f.write(json.dumps(head | {k: round(v, 4) for k, v in row.items()}) + '\n')
 
 # %% ../../nbs/32_nano_csm.ipynb #612060e1
-def assemble(weights: dict, codec: NanoCodecModel, out: str|Path) -> Path:
+def assemble(weights: dict, codec: NanoCodecModel, out: str | Path) -> Path:
     "A checkpoint folder (fp16 weights, float32 by its config) from trained weights and a fitted codec"
-    m = CsmForConditionalGeneration(nano_config()); m.tie_weights(); got = m.load_state_dict({k: v.float() for k, v in weights.items()}, strict=False)
-    if got.unexpected_keys or [k for k in got.missing_keys if not k.startswith('codec_model.') and k != 'depth_decoder.model.embed_tokens.weight']:
+    m = CsmForConditionalGeneration(nano_config())
+    m.tie_weights()
+    got = m.load_state_dict({k: v.float() for k, v in weights.items()}, strict=False)
+    if got.unexpected_keys or [
+        k
+        for k in got.missing_keys
+        if not k.startswith('codec_model.') and k != 'depth_decoder.model.embed_tokens.weight'
+    ]:
         raise ValueError(f'weights do not fit: {got}')
-    m.codec_model.load_state_dict(codec.state_dict()); m.config.dtype = torch.float32
+    m.codec_model.load_state_dict(codec.state_dict())
+    m.config.dtype = torch.float32
     save_csm(m.half(), nano_processor(), out)
-    c = json.loads((Path(out)/'config.json').read_text(encoding='utf-8'))
+    c = json.loads((Path(out) / 'config.json').read_text(encoding='utf-8'))
     for part in (c, c['depth_decoder_config'], c['codec_config']): part['dtype'] = 'float32'
-    atomic_write(Path(out)/'config.json', json.dumps(c, indent=2) + '\n'); return Path(out)
+    atomic_write(Path(out) / 'config.json', json.dumps(c, indent=2) + '\n')
+    return Path(out)
 
 # %% ../../nbs/32_nano_csm.ipynb #c8f70d97
 def phoneme_error_rate(speech: list[tuple]) -> float:  # of (audio 24 kHz, text)
-    "Errors per phoneme of hama's recogniser against hama's own G2P of the text (IPA symbols; ties dropped, rhotic vowel as r)"
-    m = load('per'); return jiwer.wer([' '.join(m.right(t)) for _, t in speech], [' '.join(m.heard(x)) or '-' for x, _ in speech])
+    """Errors per phoneme of hama's recogniser against hama's own G2P of the text (IPA symbols; ties
+    dropped, rhotic vowel as r)"""
+    m = load('per')
+    return jiwer.wer(
+        [' '.join(m.right(t)) for _, t in speech],
+        [' '.join(m.heard(x)) or '-' for x, _ in speech],
+    )
 
-UNSEEN = ('turkey pumpkin rocket blossom hammock tunnel magnet circus lantern velvet pirate spinach trumpet walnut pillar saddle canvas goblet '
-          'marble sparrow').split()
+UNSEEN = (
+    'turkey pumpkin rocket blossom hammock tunnel magnet circus lantern velvet pirate spinach trumpet '
+    'walnut pillar saddle canvas goblet marble sparrow'
+).split()
 
 def unseen_word_texts(n: int = 100, seed: int = 9) -> list[str]:
     "Sentences in which one noun is a word that no training text contains"
-    f = ['The {0} is behind the {1}.', 'She painted a {1} and a {0}.', 'We moved the old {0} yesterday.', 'His {1} is near the {0}.',
-         'Please bring the {0} to the {1}.']
+    f = [
+        'The {0} is behind the {1}.',
+        'She painted a {1} and a {0}.',
+        'We moved the old {0} yesterday.',
+        'His {1} is near the {0}.',
+        'Please bring the {0} to the {1}.',
+    ]
     c = 'window garden bottle kettle ladder mirror bridge doctor horse candle'.split()
-    rng = np.random.default_rng(seed); return [f[i//20].format(UNSEEN[i % 20], c[rng.integers(10)]) for i in range(n)]
+    rng = np.random.default_rng(seed)
+    return [f[i // 20].format(UNSEEN[i % 20], c[rng.integers(10)]) for i in range(n)]
