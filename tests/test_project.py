@@ -31,13 +31,9 @@ def test_notebook_is_well_formed(p):
     assert title.startswith('# ') and '\n> ' in title
     for c in nb['cells']:
         if c['cell_type'] == 'code' and '#| export' in src(c):
-            lines = [l for l in src(c).splitlines() if l.strip() and not l.startswith('#|')]
-            imports = [l for l in lines if re.match(r'(import|from) ', l)]
-            assert (
-                not imports
-                or len(imports) == len(lines)
-                or all(re.match(r'(import|from) |    ', l) or i >= len(imports) for i, l in enumerate(lines))
-            ), 'imports first'
+            statements = [n for n in ast.parse(src(c)).body if not isinstance(n, ast.Expr)]
+            imports = [isinstance(n, (ast.Import, ast.ImportFrom)) for n in statements]
+            assert imports == sorted(imports, reverse=True), 'imports first'
 
 def test_what_is_exported_says_what_it_is():
     bare = []
@@ -55,8 +51,10 @@ def test_what_is_exported_says_what_it_is():
 @pytest.mark.parametrize('p', [p for p in NBS if re.match(r'2\d_', p.name)], ids=lambda p: p.stem)
 def test_report_notebooks_have_one_parameters_cell_and_no_logic(p):
     assert sum('parameters' in c['metadata'].get('tags', []) for c in cells(p)) == 1
-    code = '\n'.join(src(c) for c in cells(p) if c['cell_type'] == 'code')
-    assert '#| export' not in code and not re.search(r'^\s*(def|class|for|while|if) ', code, re.M)
+    code = [src(c) for c in cells(p) if c['cell_type'] == 'code']
+    logic = ast.FunctionDef, ast.ClassDef, ast.For, ast.While, ast.If
+    assert '#| export' not in '\n'.join(code)
+    assert not [n for c in code for n in ast.walk(ast.parse(c)) if isinstance(n, logic)]
 
 def test_stored_outputs_belong_to_the_committed_code():
     """`.ci/execute` writes the hash of the code it ran; a cell changed since then has a stale output below
