@@ -35,14 +35,7 @@ from .core import TrainConfig, environment, root, write_json
 from .batches import Item, counts, depth_frames
 from .figures import ADAPTER, BASE, HUMAN, STYLE
 from csm_expressive_nb.model import (
-    TINY,
-    TINY_CODEC,
-    TINY_DEPTH,
-    add_lora,
-    base_of,
-    checkpointing,
-    csm_config,
-    load_csm,
+    TINY, TINY_CODEC, TINY_DEPTH, add_lora, base_of, checkpointing, csm_config, load_csm,
 )
 from .model import pack, reduce_precision, text_ids, trainable
 from .training import FRAME, Objective, learning_rate, optimizer, update

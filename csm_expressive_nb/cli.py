@@ -17,14 +17,7 @@ from typing import Annotated, Literal
 import typer, yaml
 
 from csm_expressive_nb.core import (
-    EMOTIONS,
-    EmotionConfig,
-    ExpressiveConfig,
-    MissingExtra,
-    assets,
-    in_order,
-    install_line,
-    lacking,
+    EMOTIONS, EmotionConfig, ExpressiveConfig, MissingExtra, assets, in_order, install_line, lacking,
 )
 from .core import load_config, make_config, root
 
@@ -485,7 +478,7 @@ def evaluate(
 ):
     """Speak and measure: base, adapter and recordings on the same metrics, with intervals and the judges'
     own error. Interrupted, run it again."""
-    from csm_expressive_nb import protocol as q
+    from csm_expressive_nb import core, protocol as q
     p = q.Protocol(
         sentences=sentences,
         seeds=seeds,
@@ -501,7 +494,7 @@ def evaluate(
                 '--out is for folders of recordings: a run keeps its evaluation in its own folder'
             )
         r = q.evaluate(folder, against, p, jobs)
-        c = q.read_json(folder / 'evaluation_cost.json')
+        c = core.read_json(folder / 'evaluation_cost.json')
         typer.echo(q.as_text(r))
         typer.echo(
             '\nseconds per second of audio: '

@@ -21,15 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from tqdm.auto import tqdm
 
 from csm_expressive_nb.core import (
-    EMOTIONS,
-    assets,
-    atomic_write,
-    changed,
-    cores,
-    in_order,
-    read_json,
-    root,
-    write_json,
+    EMOTIONS, assets, atomic_write, changed, cores, in_order, read_json, root, write_json,
 )
 from .audio import SR, AudioError, decode, median_f0, resample, rms_db, speaker_gains, trim
 from .corpora import CORPORA, Clip, CorpusError, label_conflicts, one_spelling, read

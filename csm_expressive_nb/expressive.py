@@ -25,16 +25,7 @@ from .judge import save
 from .evaluation import judge_samples
 from .pages import page, player
 from csm_expressive_nb.road import (
-    LICENCE_NOTE,
-    Data,
-    anchors,
-    clip_items,
-    drift,
-    fit,
-    judge_of,
-    listener,
-    prepare,
-    reportable,
+    LICENCE_NOTE, Data, anchors, clip_items, drift, fit, judge_of, listener, prepare, reportable,
     with_teacher,
 )
 

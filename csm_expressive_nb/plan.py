@@ -18,14 +18,7 @@ from transformers import CsmConfig, CsmForConditionalGeneration
 from .core import assets
 from .dataset import dataset_of
 from csm_expressive_nb.model import (
-    PRESETS,
-    Turn,
-    csm_config,
-    emotion_tag,
-    load_csm,
-    pack,
-    text_ids,
-    trainable,
+    PRESETS, Turn, csm_config, emotion_tag, load_csm, pack, text_ids, trainable,
 )
 from .batches import Item, counts, micro_batches
 from .training import FRAME, Objective, optimizer, prepare_model, sampler_of

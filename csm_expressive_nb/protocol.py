@@ -16,15 +16,7 @@ import numpy as np, pandas as pd, soundfile as sf, torch, yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from csm_expressive_nb.core import (
-    EmotionConfig,
-    ExpressiveConfig,
-    Run,
-    claim,
-    load_config,
-    read_json,
-    root,
-    sha256,
-    write_json,
+    EmotionConfig, ExpressiveConfig, Run, claim, load_config, read_json, root, sha256, write_json,
 )
 from .audio import SR
 from .corpora import Clip
@@ -38,7 +30,7 @@ from . import hub                              # registers its metrics
 from .judge import Judge, cards_table, independent, shipped
 from .figures import evaluation_figure, save as save_figure
 from .pages import page
-from .road import load_base, judge_of, sides, voice, write_page
+from .road import judge_of, load_base, sides, voice, write_page
 from .expressive import page_all, tags_of
 
 # %% ../nbs/18a_protocol.ipynb #8bc617c7

@@ -18,14 +18,7 @@ from pydantic import Field
 from tqdm.auto import tqdm
 
 from csm_expressive_nb.core import (
-    EmotionConfig,
-    ExpressiveConfig,
-    Run,
-    TrainConfig,
-    make_config,
-    read_json,
-    root,
-    write_json,
+    EmotionConfig, ExpressiveConfig, Run, TrainConfig, make_config, read_json, root, write_json,
 )
 from .model import TAG, scaled
 from .batches import evaluate

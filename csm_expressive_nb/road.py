@@ -18,15 +18,7 @@ import numpy as np, soundfile as sf, torch, yaml
 from safetensors import safe_open
 
 from csm_expressive_nb.core import (
-    EMOTIONS,
-    Occupied,
-    Run,
-    assets,
-    atomic_write,
-    in_order,
-    install_line,
-    lacking,
-    make_config,
+    EMOTIONS, Occupied, Run, assets, atomic_write, in_order, install_line, lacking, make_config,
 )
 from .core import read_json, root, save_tensors, sha256, write_json
 from .audio import SR, Augment
@@ -34,27 +26,13 @@ from .corpora import Clip, write_csv
 from .dataset import Dataset, dataset_of, rank, table
 from .codes import codec_hash, encode
 from csm_expressive_nb.model import (
-    TAG,
-    add_lora,
-    check_csm,
-    load_adapter,
-    load_csm,
-    save_csm,
-    text_ids,
-    weights_hash,
+    TAG, add_lora, check_csm, load_adapter, load_csm, save_csm, text_ids, weights_hash,
 )
 from .batches import Item
 from .training import processes, train
 from .fisher import Ewc, FactorEwc, Fisher, Ones, calibrated, fisher_of
 from csm_expressive_nb.continual import (
-    drift_kl,
-    evaluation_sentences,
-    neutral_codes,
-    neutral_items,
-    neutral_nll,
-    rehearsable,
-    teach,
-    terms,
+    drift_kl, evaluation_sentences, neutral_codes, neutral_items, neutral_nll, rehearsable, teach, terms,
 )
 from .speak import generate_kwargs, speak
 from .stats import bootstrap, shown

@@ -21,23 +21,10 @@ from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
 from csm_expressive_nb.core import (
-    MissingExtra,
-    Run,
-    atomic_write,
-    require,
-    save_tensors,
-    seed_everything,
-    sha256,
+    MissingExtra, Run, atomic_write, require, save_tensors, seed_everything, sha256,
 )
 from csm_expressive_nb.model import (
-    HeadNll,
-    add_lora,
-    base_name,
-    base_of,
-    checkpointing,
-    heads,
-    pack,
-    reduce_precision,
+    HeadNll, add_lora, base_name, base_of, checkpointing, heads, pack, reduce_precision,
 )
 from .model import save_adapter, save_csm, states, trainable, unfreeze
 from .batches import Item, Sampler, counts, depth_frames, micro_batches

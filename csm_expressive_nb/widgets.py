@@ -26,14 +26,7 @@ from PIL import Image
 from pydantic import BaseModel
 
 from csm_expressive_nb.core import (
-    EmotionConfig,
-    ExpressiveConfig,
-    TrainConfig,
-    in_order,
-    load_config,
-    read_json,
-    root,
-    whole_lines,
+    EmotionConfig, ExpressiveConfig, TrainConfig, in_order, load_config, read_json, root, whole_lines,
     write_json,
 )
 from .audio import SR

@@ -29,6 +29,9 @@ def test_notebook_is_well_formed(p):
     ] and not [o for o in outputs if o['output_type'] == 'error']
     title = src(nb['cells'][0])
     assert title.startswith('# ') and '\n> ' in title
+    # nbdev drops the rest of this cell from the site: the introduction is the next cell
+    shown = re.sub(r'<!--.*?-->', '', title, flags=re.S)
+    assert not [line for line in shown.split('\n')[1:] if line.strip() and not re.match(r'> |- [\w-]+:', line)]
     for c in nb['cells']:
         if c['cell_type'] == 'code' and '#| export' in src(c):
             statements = [n for n in ast.parse(src(c)).body if not isinstance(n, ast.Expr)]

@@ -22,18 +22,11 @@ from transformers import (
 )
 
 from ..core import assets, atomic_write, root, save_tensors
-from ..codes import NanoCodecConfig, NanoCodecModel, SUB, frames, load_codec
+from ..codes import SUB, NanoCodecConfig, NanoCodecModel, frames, load_codec
 from ..model import TAG, forward_codes, load_csm, save_csm, text_ids
 from ..batches import Item
 from csm_expressive_nb.nano.corpus import (
-    RULES,
-    apply_rule,
-    make_texts,
-    neutral_corpus,
-    random_rule,
-    scaled,
-    text_plan,
-    vary,
+    RULES, apply_rule, make_texts, neutral_corpus, random_rule, scaled, text_plan, vary,
 )
 
 # %% ../../nbs/32_nano_csm.ipynb #9ba7885b
