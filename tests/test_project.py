@@ -31,7 +31,9 @@ def test_notebook_is_well_formed(p):
     assert title.startswith('# ') and '\n> ' in title
     # nbdev drops the rest of this cell from the site: the introduction is the next cell
     shown = re.sub(r'<!--.*?-->', '', title, flags=re.S)
-    assert not [line for line in shown.split('\n')[1:] if line.strip() and not re.match(r'> |- [\w-]+:', line)]
+    assert not [
+        line for line in shown.split('\n')[1:] if line.strip() and not re.match(r'> |- [\w-]+:', line)
+    ]
     for c in nb['cells']:
         if c['cell_type'] == 'code' and '#| export' in src(c):
             statements = [n for n in ast.parse(src(c)).body if not isinstance(n, ast.Expr)]
