@@ -14,7 +14,7 @@ def pytest_configure(config):
 @pytest.fixture
 def short_speech(monkeypatch):
     "Runs of this process say ten frames per sentence: for tests of what a run does, not of how it sounds"
-    from csm_expressive_nb import expressive, protocol, speak
+    from csm_expressive_nb import expressive, protocol, road, speak
     short = partial(speak.speak, max_frames=10)
     for module in (road, expressive, protocol):
         monkeypatch.setattr(module, 'speak', short)

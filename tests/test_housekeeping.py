@@ -1,4 +1,5 @@
 "The files around the package: one version everywhere, links that lead somewhere, forms that GitHub accepts."
+import ast
 import configparser
 import importlib
 import json
@@ -126,9 +127,14 @@ def test_a_report_is_left_to_papermill_and_its_imports_exist(path):
     from nbdev.process import NBProcessor
     assert NBProcessor(path, procs=FrontmatterProc, process=True).nb.frontmatter_['skip_exec'] is True
     cells = json.loads(path.read_text(encoding='utf-8'))['cells']
-    code = '\n'.join(''.join(cell['source']) for cell in cells if cell['cell_type'] == 'code')
-    imports = re.findall(r'(?m)^from (csm_expressive_nb[\w.]*) import (.+)$', code)
-    assert imports
-    for module, names in imports:
-        for name in names.split(','):
-            assert hasattr(importlib.import_module(module), name.strip().split(' as ')[0])
+    trees = [ast.parse(''.join(cell['source'])) for cell in cells if cell['cell_type'] == 'code']
+    imports = [n for tree in trees for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
+    ours = [
+        (n.module, alias.name)
+        for n in imports
+        for alias in n.names
+        if n.module.startswith('csm_expressive_nb')
+    ]
+    assert ours
+    for module, name in ours:
+        assert hasattr(importlib.import_module(module), name)
