@@ -35,9 +35,11 @@ def build(cfg):
         # nbdev drops the numbers: 18b_retention and 22_retention would both be retention.html. The chapter
         # keeps it, as documentation links name it
         if report:
-            nb['cells'][0]['source'] = re.sub(
+            front_matter = re.sub(
                 r'(?m)^output-file: .*$', f'output-file: {p.stem}.html', src(nb['cells'][0])
             )
+            # quarto takes a list of lines; of one string it makes text on the page
+            nb['cells'][0]['source'] = front_matter.splitlines(keepends=True)
         p.write_text(json.dumps(nb, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
 
 def front(p):
@@ -116,6 +118,13 @@ def texts(c):
                 ''.join(v) if isinstance(v, (list, str)) else json.dumps(v),
             )
 
+def lost_introduction(name, path):
+    "nbdev takes title and description from the first markdown cell and drops the rest of that cell"
+    first = next(src(c) for c in cells(path) if c['cell_type'] == 'markdown')
+    shown = re.sub(r'<!--.*?-->', '', first, flags=re.S).split('\n')
+    rest = [line for line in shown if line.strip() and not re.match(r'# |> |- [\w-]+:', line)]
+    return [f'{name}: not on the site, it stands in the title cell: {rest[0][:60]}'] if rest else []
+
 def check(cfg):
     "Everything wrong with _proc, one line each, naming the file and the link"
     import yaml
@@ -164,6 +173,10 @@ def check(cfg):
         if a in where or a in files:
             bad.append(f'{n}: its address {a} is taken by {where.get(a, a)}')
         where[a] = n
+        raw = [c for c in cells(p) if c['cell_type'] == 'raw']
+        if any(isinstance(c['source'], str) for c in raw):
+            bad.append(f'{n}: front matter in one string')
+    for n in sorted(want): bad += lost_introduction(n, Path(cfg.nbs_path) / n)
     # contents
     # highlighting the code takes half the time and has no links
     export = HTMLExporter(template_name='basic', exclude_anchor_links=True, exclude_input=True)

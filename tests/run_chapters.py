@@ -28,6 +28,7 @@ def notebooks() -> list[Path]:
     elsewhere = re.compile(r'2[0124578]_')
     pages = [
         *(ROOT / 'nbs').glob('[0-9]*.ipynb'),
+        *(ROOT / 'nbs/chapters').glob('[0-9]*.ipynb'),
         ROOT / 'nbs/index.ipynb',
         *(ROOT / 'nbs/guides').glob('*.ipynb'),
     ]
