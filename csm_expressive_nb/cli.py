@@ -148,7 +148,7 @@ def describe_dataset(dataset):
     for note in [*notes, *_speaker_notes(dataset.clips), *_split_notes(dataset)]:
         typer.echo(f'note: {note}')
 
-# %% ../nbs/19_cli.ipynb #c7df5597
+# %% ../nbs/19_cli.ipynb #fac6b537
 @data_commands.command()
 def prepare(
     corpus: Annotated[str, typer.Argument(help='ravdess, cremad, esd, emodb, ljspeech, folder, or auto.')],
@@ -204,12 +204,12 @@ def prepare(
     """Recordings to a dataset: checked, trimmed, split by speaker, written as Parquet with FLAC inside. A
     folder of your own: metadata.csv with file, text, emotion (and speaker, sex), or folders named after
     emotions with a .txt beside each recording."""
-    from csm_expressive_nb import dataset
+    from csm_expressive_nb.dataset import prepare as prepare_dataset
     options = dict(
         emotion=emotion, name=name, tables=tables, own=[e.strip() for e in own.split(',') if e.strip()]
     )
     if source is None: source = _download(corpus, downloads, mirror)
-    describe_dataset(dataset.prepare(
+    describe_dataset(prepare_dataset(
         source,
         out,
         corpus,
@@ -235,7 +235,7 @@ def _download(corpus: str, downloads: Path | None, mirror: str | None) -> Path:
     options = dict(mirror=mirror) if mirror else {}
     return reader.download(downloads or root() / '_cache' / 'downloads', **options)
 
-# %% ../nbs/19_cli.ipynb #9b3ce066
+# %% ../nbs/19_cli.ipynb #9024c964
 @data_commands.command()
 def merge(
     folders: Annotated[list[Path], typer.Argument(help='Datasets made by `prepare` or `merge`.')],
@@ -248,8 +248,8 @@ def merge(
     cap: Cap = 0,
 ):
     "Several datasets to one: equal recordings found across them, split and balance made anew."
-    from csm_expressive_nb import dataset
-    merged = dataset.merge(
+    from csm_expressive_nb.dataset import Dataset, merge as merge_datasets
+    merged = merge_datasets(
         folders,
         out,
         min_agreement=min_agreement,
@@ -262,7 +262,7 @@ def merge(
     describe_dataset(merged)
     corpora = {clip.corpus for clip in merged.clips}
     for folder in folders:
-        missing = {clip.corpus for clip in dataset.Dataset(folder).clips} - corpora
+        missing = {clip.corpus for clip in Dataset(folder).clips} - corpora
         if missing:
             typer.echo(f'note: nothing of {", ".join(sorted(missing))} is left; quarantine.csv says why')
 

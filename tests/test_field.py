@@ -1,5 +1,6 @@
 "What public reports did to programs like this one: each a small input made of tones, and the right outcome."
 import json, os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np, pytest, soundfile as sf
@@ -332,7 +333,7 @@ def test_one_person_stays_one_when_datasets_are_merged_or_split(tmp_path):
     assert {c.speaker for c in m.clips} == {'Ann'} and len({c.split for c in m.clips}) == 1
     assert len(m.clips) == 24 and "'Ann' (also 'ann')" in m.info['notes'][0]
     clip = m.clips[0]
-    typed = [dataset.replace(clip, speaker=s) for s in ('Ann', 'ann', ' ANN', 'Bob', 'bob')]
+    typed = [replace(clip, speaker=s) for s in ('Ann', 'ann', ' ANN', 'Bob', 'bob')]
     sides = [c.split for c in dataset.split_speakers(typed)]
     assert len(set(sides[:3])) == len(set(sides[3:])) == 1 and len(set(sides)) == 2
 
