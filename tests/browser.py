@@ -5,15 +5,11 @@ from contextlib import contextmanager
 import pytest
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
-MISSING = [
-    w
-    for w, there in (
-        ('a system chromium (apt install chromium)', CHROMIUM),
-        ('playwright (pip install playwright)', importlib.util.find_spec('playwright')),
-    )
-    if not there
-]
-ARGS = (
+MISSING = []
+if not CHROMIUM: MISSING.append('a system chromium (apt install chromium)')
+if not importlib.util.find_spec('playwright'):
+    MISSING.append('playwright (pip install playwright)')
+ARGUMENTS = (
     '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking '
     '--disable-component-update --disable-sync'
 ).split()
@@ -23,8 +19,8 @@ need_browser = pytest.mark.skipif(bool(MISSING), reason=f'needs {" and ".join(MI
 def browser():
     "A playwright `Browser`, closed on leaving"
     from playwright.sync_api import sync_playwright
-    with sync_playwright() as p:
-        b = p.chromium.launch(executable_path=CHROMIUM, args=ARGS)
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         try:
-            yield b
-        finally: b.close()
+            yield chromium
+        finally: chromium.close()

@@ -14,23 +14,25 @@ def pytest_configure(config):
 @pytest.fixture
 def short_speech(monkeypatch):
     "Runs of this process say ten frames per sentence: for tests of what a run does, not of how it sounds"
-    from csm_expressive_nb import expressive, protocol, road, speak
-    short = partial(speak.speak, max_frames=10)
-    for module in (road, expressive, protocol):
+    from csm_expressive_nb.pipelines import emotion, evaluate, preparation
+    from csm_expressive_nb.speech import generation
+    short = partial(generation.speak, max_frames=10)
+    for module in (preparation, emotion, evaluate):
         monkeypatch.setattr(module, 'speak', short)
 
 @pytest.fixture(scope='session')
 def few_clips(tmp_path_factory) -> str:
     """A prepared dataset of six speakers, neutral, happy, sad and angry, four clips each: for tests of
     what a run does, not of how well"""
-    from csm_expressive_nb import dataset
-    from csm_expressive_nb.core import assets
+    from csm_expressive_nb.core.files import assets
+    from csm_expressive_nb.data import dataset
     folder = tmp_path_factory.mktemp('few')
     for speaker in ('01', '02', '03', '04', '05', '06'):
-        (folder / f'in/Actor_{speaker}').mkdir(parents=True)
+        actor = f'Actor_{speaker}'
+        (folder / 'in' / actor).mkdir(parents=True)
         for emotion in ('01', '03', '04', '05'):
-            for clip in sorted((assets('corpus') / f'Actor_{speaker}').glob(f'03-01-{emotion}-*.flac'))[:4]:
-                shutil.copy(clip, folder / f'in/Actor_{speaker}')
+            clips = sorted((assets('corpus') / actor).glob(f'03-01-{emotion}-*.flac'))
+            for clip in clips[:4]: shutil.copy(clip, folder / 'in' / actor)
     for table in ('corpus.csv', 'statements.csv'):
         shutil.copy(assets('corpus') / table, folder / 'in')
     return str(dataset.prepare(folder / 'in', folder / 'out', shares=(0.34, 0.33, 0.33)).folder)

@@ -2,12 +2,13 @@
 time, each in a process of its own.
 
 `python tests/run_chapters.py [NOTEBOOK ...]`: without names, all that belongs to the checks. The processes
-are forked from one that has imported
-the large libraries: seconds saved per chapter. Each keeps to one processor. Where `_reports/sad` is
-finished, the main job is not run again."""
+are forked from one that has imported the large libraries: seconds saved per chapter. Each keeps to one
+processor. Where `_reports/sad` is finished, the main job is not run again."""
 import multiprocessing, os, re, signal, subprocess, sys, tempfile, time
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import IO
 
 ROOT, LIMIT = Path(__file__).parents[1], 900
 LARGE = (
@@ -18,21 +19,20 @@ LARGE = (
 ).split()
 # the longest first, so that nothing long is left for the end
 LONGEST = (
-    '19_cli 17_benchmark 18_expressive 18c_dials 18a_protocol 15_road 26_corpora 18e_widgets '
-    '09_search docs 18b_retention 18d_dashboard'
+    '89_cli 86_pipelines.benchmark 81_pipelines.emotion 82_pipelines.expressive 85_pipelines.dose_response '
+    '83_pipelines.evaluate 26_corpora 76_report.explorer 77_report.studio 46_training.search docs '
+    '84_pipelines.retention 74_report.dashboard'
 ).split()
 
 def notebooks() -> list[Path]:
     """What the checks run: chapters, guides and reports, but for those that papermill runs in the tests,
     and 27, which takes minutes"""
     elsewhere = re.compile(r'2[0124578]_')
-    pages = [
-        *(ROOT / 'nbs').glob('[0-9]*.ipynb'),
-        *(ROOT / 'nbs/chapters').glob('[0-9]*.ipynb'),
-        ROOT / 'nbs/index.ipynb',
-        *(ROOT / 'nbs/guides').glob('*.ipynb'),
-    ]
-    return sorted(p for p in pages if not elsewhere.match(p.name) or p.parent.name == 'guides')
+    top = (ROOT / 'nbs').glob('[0-9]*.ipynb')
+    chapters = (ROOT / 'nbs/chapters').glob('[0-9]*.ipynb')
+    guides = (ROOT / 'nbs/guides').glob('*.ipynb')
+    numbered = [path for path in [*top, *chapters] if not elsewhere.match(path.name)]
+    return sorted([*numbered, ROOT / 'nbs/index.ipynb', *guides])
 
 def main_job():
     "The README's first command, unless its report is there"
@@ -57,12 +57,14 @@ def chapter(path: Path):
 def run(job, log):
     "A job in this process, its output in a file"
     from joblib.externals.loky import get_reusable_executor
-    # a shell's background job ignores it, and chapter 09 sends one
+    # a shell's background job ignores it, and the search chapter sends one
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for stream in (1, 2):
         os.dup2(log.fileno(), stream)
     try:
-        {'main job': main_job, 'docs': docs}.get(job, lambda: chapter(job))()
+        if job == 'main job': main_job()
+        elif job == 'docs': docs()
+        else: chapter(job)
     finally:
         # joblib's idle processes would be waited for, five minutes
         get_reusable_executor().shutdown(kill_workers=True)
@@ -76,25 +78,42 @@ def rank(job) -> int:
     name = name_of(job)
     if name == 'main job':
         return -1
-    return (
-        0
-        if name < '09' and name[:1].isdigit() and job.parent.name != 'guides'
-        else 1 + (LONGEST + [name]).index(name)
-    )
+    early = '00' <= name[:2] < '46' and not name.startswith('2') and job.parent.name == 'chapters'
+    return 0 if early else 1 + (LONGEST + [name]).index(name)
 
-def finish(job, process, log, start) -> bool:
-    "Report a job that has ended; is it green?"
-    process.join()
-    print(f'{name_of(job)} {time.time() - start:.0f} s', flush=True)
-    if process.exitcode:
-        log.seek(0)
-        print(
-            f'FAILED {name_of(job)} ({process.exitcode})',
-            *log.read().splitlines()[-40:],
-            sep='\n',
-            flush=True,
-        )
-    return not process.exitcode
+@dataclass
+class Running:
+    "A job and its process"
+    job: Path | str
+    process: multiprocessing.Process
+    log: IO
+    start: float
+
+    @property
+    def seconds(self) -> float:
+        return time.time() - self.start
+
+    @property
+    def has_ended(self) -> bool:
+        return not self.process.is_alive() or self.seconds > LIMIT
+
+def start(job) -> Running:
+    log = tempfile.NamedTemporaryFile('w+', suffix='.log', encoding='utf-8', errors='replace')
+    process = multiprocessing.get_context('fork').Process(target=run, args=(job, log))
+    process.start()
+    return Running(job, process, log, time.time())
+
+def finish(running: Running) -> bool:
+    "Report a job that has ended, or end one that takes too long; is it green?"
+    if running.process.is_alive(): running.process.kill()
+    running.process.join()
+    name, exitcode = name_of(running.job), running.process.exitcode
+    print(f'{name} {running.seconds:.0f} s', flush=True)
+    if exitcode:
+        running.log.seek(0)
+        last_lines = running.log.read().splitlines()[-40:]
+        print(f'FAILED {name} ({exitcode})', *last_lines, sep='\n', flush=True)
+    return not exitcode
 
 def main(jobs: list):
     "All jobs, two at a time"
@@ -104,21 +123,12 @@ def main(jobs: list):
     queue = sorted(jobs, key=rank)
     running, failures = [], []
     while queue or running:
-        while queue and len(running) < 2:
-            log = tempfile.NamedTemporaryFile('w+', suffix='.log', encoding='utf-8', errors='replace')
-            job = queue.pop(0)
-            process = multiprocessing.get_context('fork').Process(target=run, args=(job, log))
-            process.start()
-            running.append((job, process, log, time.time()))
-        for ended in [r for r in running if not r[1].is_alive() or time.time() - r[3] > LIMIT]:
-            if ended[1].is_alive():
-                ended[1].kill()
+        while queue and len(running) < 2: running.append(start(queue.pop(0)))
+        for ended in [entry for entry in running if entry.has_ended]:
             running.remove(ended)
-            if not finish(*ended):
-                failures.append(name_of(ended[0]))
+            if not finish(ended): failures.append(name_of(ended.job))
         time.sleep(0.2)
-    if failures:
-        sys.exit(f'failed: {", ".join(failures)}')
+    if failures: sys.exit(f'failed: {", ".join(failures)}')
 
 if __name__ == '__main__':
-    main([Path(a).absolute() for a in sys.argv[1:]] or ['main job', *notebooks(), 'docs'])
+    main([Path(name).absolute() for name in sys.argv[1:]] or ['main job', *notebooks(), 'docs'])

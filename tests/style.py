@@ -149,6 +149,18 @@ def percentile(values: list[int], share: float) -> int:
     values = sorted(values)
     return values[min(int(len(values) * share), len(values) - 1)] if values else 0
 
+def only_imports(unit: Unit) -> bool:
+    "Whether a cell holds imports and nothing else"
+    return all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in unit.tree.body)
+
+def private_imports(path: Path) -> list[str]:
+    "Names with an underscore that a module takes from another module of the package"
+    nodes = [
+        n for n in ast.walk(ast.parse(path.read_text(encoding='utf-8'))) if isinstance(n, ast.ImportFrom)
+    ]
+    ours = [n for n in nodes if n.level or (n.module or '').startswith('csm_expressive_nb')]
+    return [alias.name for n in ours for alias in n.names if alias.name.startswith('_')]
+
 PARTICIPLE = re.compile(
     r'^[a-z]{2,}(ed|ing|en|wn)$|^(said|kept|told|made|given|put|heard|found|shown|drawn|lost|cut)$'
 )

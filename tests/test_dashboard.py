@@ -1,310 +1,320 @@
 """The dashboard, the pages of a run and the listening test in a real browser: players play, headings sort,
-charts draw what the JSON says, nothing leaves the
-machine."""
-import json, shutil
+charts draw what the JSON says, nothing leaves the machine."""
+import json, shutil, subprocess, sys
 from pathlib import Path
 
 import numpy as np, pytest, soundfile as sf, yaml
 
 from browser import browser, need_browser
-from csm_expressive_nb.core import EmotionConfig, make_config, read_json, write_json
-from csm_expressive_nb.dashboard import dashboard
-from csm_expressive_nb.dataset import dataset_of
+from csm_expressive_nb.core.files import read_json, write_json
+from csm_expressive_nb.core.config import EmotionConfig, make_config
+from csm_expressive_nb.core.run import Run
+from csm_expressive_nb.report.dashboard import dashboard
+from csm_expressive_nb.data.dataset import open_dataset
 
 ROOT = Path(__file__).parents[1]
-EVIL = '<img src=x onerror="alert(1)">'
+HOSTILE = '<img src=x onerror="alert(1)">'
+EMOTIONS = 'sad', 'happy', 'angry'
+SAMPLE_RATE = 24_000
 
-def run_folder(folder: Path, emotion: str, clips: int) -> Path:
-    """A run folder around a committed report, with recordings of the corpus for its sound and `clips`
-    clips of an evaluation"""
-    report = read_json(ROOT / f'nbs/results/{emotion}.json')
-    folder.mkdir()
-    (folder / 'config.yaml').write_text(
-        yaml.safe_dump(make_config(EmotionConfig, **report['config'] | dict(out='')).model_dump())
-    )
-    ds = dataset_of()
-    sounds = [ds.audio(c)[:12_000] for c in ds.select(emotion=emotion)[:20]]
-    for d in ('samples', 'evaluation/audio', 'intensity/audio'):
-        (folder / d).mkdir(parents=True)
-    for i, s in enumerate(report['samples']):
-        s['text'] = f'{EVIL} {i}'
-        for k in ('base', emotion):
-            sf.write(folder / s[k]['file'], sounds[i] * (0.5 if k == 'base' else 1), 24_000)
-    rows = ['file,system,emotion,text,voice,seed']
-    for i in range(clips):
-        f = f'audio/{i:04}.flac'
-        sf.write(folder / 'evaluation' / f, np.roll(sounds[i % 20], i), 24_000)
-        rows.append(
-            f'{f},{"base" if i % 2 else "adapter"},{"" if i % 2 else emotion},Sentence '
-            f'{i // 2}.,{i // 2 % 4},0'
-        )
-    (folder / 'evaluation/clips.csv').write_text('\n'.join(rows) + '\n')
+def write_samples(folder: Path, emotion: str, report: dict, sounds: list):
+    "Recordings in place of the report's samples, with hostile sentences"
+    (folder / 'samples').mkdir()
+    for i, sample in enumerate(report['samples']):
+        sample['text'] = f'{HOSTILE} {i}'
+        sf.write(folder / sample['base']['file'], sounds[i] * 0.5, SAMPLE_RATE)
+        sf.write(folder / sample[emotion]['file'], sounds[i], SAMPLE_RATE)
     write_json(folder / 'report.json', report)
     write_json(folder / 'ended.json', dict(best_update=None))
-    v = lambda x: dict(value=x, low=x - 0.1, high=x + 0.1, n=4)
-    scales = [0.0, 1.0]
-    shots = []
-    for i, s in enumerate(scales):
-        sf.write(folder / f'intensity/audio/{i}.flac', sounds[i], 24_000)
-        shots.append(
-            dict(file=f'audio/{i}.flac', emotion=emotion, scale=s, text='The dial.', voice='1', ended=True)
-        )
-    write_json(
-        folder / 'intensity.json',
+
+def write_evaluation(folder: Path, emotion: str, n_clips: int, sounds: list):
+    "Clips of an evaluation: of every sentence one by the adapter and one by the base"
+    (folder / 'evaluation/audio').mkdir(parents=True)
+    rows = ['file,system,emotion,text,voice,seed']
+    for i in range(n_clips):
+        file = f'audio/{i:04}.flac'
+        sf.write(folder / 'evaluation' / file, np.roll(sounds[i % 20], i), SAMPLE_RATE)
+        sentence = i // 2
+        system, of_emotion = ('base', '') if i % 2 else ('adapter', emotion)
+        rows.append(f'{file},{system},{of_emotion},Sentence {sentence}.,{sentence % 4},0')
+    (folder / 'evaluation/clips.csv').write_text('\n'.join(rows) + '\n')
+
+def estimate(value: float) -> dict:
+    return dict(value=value, low=value - 0.1, high=value + 0.1, n=4)
+
+def write_intensity(folder: Path, emotion: str, sounds: list):
+    "One sentence at two scales of the adapter, and what was measured at them"
+    (folder / 'intensity/audio').mkdir(parents=True)
+    scales, clips = [0.0, 1.0], []
+    for i, scale in enumerate(scales):
+        file = f'audio/{i}.flac'
+        sf.write(folder / 'intensity' / file, sounds[i], SAMPLE_RATE)
+        clips.append(dict(file=file, emotion=emotion, scale=scale, text='The dial.', voice='1', ended=True))
+    judged = dict(label='target-emotion accuracy', at=[estimate(0.1), estimate(0.9)])
+    response = dict(scales=scales, rises=estimate(0.8), values=dict(judged=judged))
+    write_json(folder / 'intensity.json', dict(scales=scales, clips=clips, emotions={emotion: response}))
+
+def write_metrics(folder: Path):
+    "The log of twenty steps"
+    lines = [
         dict(
-            scales=scales,
-            clips=shots,
-            emotions={
-                emotion: dict(
-                    scales=scales,
-                    rises=v(0.8),
-                    values=dict(judged=dict(label='judged as asked', at=[v(0.1), v(0.9)])),
-                )
-            },
-        ),
-    )
-    (folder / 'metrics.jsonl').write_text(
-        ''.join(
-            json.dumps(
-                dict(
-                    step=i,
-                    loss=6 - i / 10,
-                    c0=2 - i / 20,
-                    depth=4.0,
-                    codebooks=[2.0 - i / 20, 4.0, 3.0],
-                    lr=1e-3,
-                    grad_norm=1.0,
-                )
-            )
-            + '\n'
-            for i in range(20)
+            step=i,
+            loss=6 - i / 10,
+            c0=2 - i / 20,
+            depth=4.0,
+            codebooks=[2.0 - i / 20, 4.0, 3.0],
+            lr=1e-3,
+            grad_norm=1.0,
         )
-    )
+        for i in range(20)
+    ]
+    (folder / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+
+def run_folder(folder: Path, emotion: str, n_clips: int) -> Path:
+    "A run folder around a committed report, with recordings of the corpus for its sound"
+    report = read_json(ROOT / f'nbs/results/{emotion}.json')
+    folder.mkdir()
+    settings = make_config(EmotionConfig, **report['config'] | dict(out='')).model_dump()
+    (folder / 'config.yaml').write_text(yaml.safe_dump(settings))
+    ds = open_dataset()
+    sounds = [ds.audio(clip)[:12_000] for clip in ds.select(emotion=emotion)[:20]]
+    write_samples(folder, emotion, report, sounds)
+    write_evaluation(folder, emotion, n_clips, sounds)
+    write_intensity(folder, emotion, sounds)
+    write_metrics(folder)
     return folder
 
 @pytest.fixture(scope='module')
-def made(tmp_path_factory):
-    d = tmp_path_factory.mktemp('runs')
-    runs = [run_folder(d / e, e, n) for e, n in (('sad', 1000), ('happy', 4), ('angry', 4))]
-    (d / 'angry/intensity.json').unlink()
-    return dashboard(runs, d / 'dashboard.html', show=False), d
+def comparison(tmp_path_factory):
+    "(what `dashboard` returns, the folder of its runs)"
+    folder = tmp_path_factory.mktemp('runs')
+    n_clips = dict(sad=1000, happy=4, angry=4)
+    runs = [run_folder(folder / emotion, emotion, n_clips[emotion]) for emotion in EMOTIONS]
+    (folder / 'angry/intensity.json').unlink()
+    return dashboard(runs, folder / 'dashboard.html', show=False), folder
 
 @pytest.fixture(scope='module')
 def chrome():
-    with browser() as b: yield b
+    with browser() as chromium: yield chromium
 
-def until(p, expression: str, seconds: float = 10):
+def until(page, expression: str, seconds: float = 10):
     """Wait for a JavaScript expression; playwright's own way evaluates strings in the page, which its
     security policy forbids"""
     for _ in range(int(seconds * 20)):
-        if p.evaluate(expression): return
-        p.wait_for_timeout(50)
+        if page.evaluate(expression): return
+        page.wait_for_timeout(50)
     raise AssertionError(f'{expression} did not become true in {seconds} s')
 
-def opened(chrome, path, **kw):
-    "A page with everything that must not happen collected in `wrong`"
-    p = chrome.new_page(viewport=dict(width=1300, height=900), **kw)
-    p.wrong = []
-    p.on(
-        'console', lambda m: p.wrong.append(f'{m.type}: {m.text}') if m.type in ('error', 'warning') else None
-    )
-    p.on('pageerror', lambda e: p.wrong.append(str(e)))
-    p.on('dialog', lambda d: (p.wrong.append('dialog'), d.dismiss()))
-    p.on(
-        'request',
-        lambda r: (
-            p.wrong.append(f'asked for {r.url}')
-            if not r.url.startswith(('file:', 'blob:', 'data:'))
-            else None
-        ),
-    )
-    p.goto(Path(path).as_uri())
-    return p
+def open_page(chrome, path, **options):
+    "A page with everything that must not happen collected in `errors`"
+    page = chrome.new_page(viewport=dict(width=1300, height=900), **options)
+    page.errors = []
+
+    def on_console(message):
+        if message.type in ('error', 'warning'):
+            page.errors.append(f'{message.type}: {message.text}')
+
+    def on_dialog(dialog):
+        page.errors.append('dialog')
+        dialog.dismiss()
+
+    def on_request(request):
+        is_local = request.url.startswith(('file:', 'blob:', 'data:'))
+        if not is_local: page.errors.append(f'asked for {request.url}')
+
+    page.on('console', on_console)
+    page.on('pageerror', lambda error: page.errors.append(str(error)))
+    page.on('dialog', on_dialog)
+    page.on('request', on_request)
+    page.goto(Path(path).as_uri())
+    return page
+
+@pytest.fixture(scope='module')
+def page(comparison, chrome):
+    "The dashboard; at the end nothing may have gone wrong"
+    page = open_page(chrome, comparison[0]['path'])
+    yield page
+    assert page.errors == []
+    page.close()
+
+def accuracies(folder: Path) -> list[float]:
+    "Of every run, as its report says"
+    reports = [read_json(folder / emotion / 'report.json') for emotion in EMOTIONS]
+    return [report['target_emotion_accuracy']['adapter']['value'] for report in reports]
 
 @need_browser
-def test_the_dashboard_works(made, chrome, tmp_path):
-    info, d = made
-    assert info['clips'] == 1000 + 8 + 3 * 8 + 4
-    p = opened(chrome, info['path'])
-    head = p.locator('table.sort th', has_text='judged as asked')
-    order = lambda: [
-        x.get_attribute('data-v') for x in p.locator('table.sort tbody tr td:nth-child(4)').all()
-    ]
-    head.get_by_role('button').click()
-    down = order()
-    head.get_by_role('button').click()
-    up = order()
-    want = sorted(
-        read_json(d / e / 'report.json')['judged_as_target']['adapter']['value']
-        for e in ('sad', 'happy', 'angry')
-    )
-    assert (
-        [float(x) for x in up] == want and down == up[::-1] and head.get_attribute('aria-sort') == 'ascending'
-    )
-    # not measured: last, both ways
-    rises = p.locator('table.sort th', has_text='dial rises')
-    rises.get_by_role('button').click()
-    assert p.locator('table.sort tbody tr').last.locator('td').first.inner_text() == 'angry'
-    rises.get_by_role('button').click()
-    assert p.locator('table.sort tbody tr').last.locator('td').first.inner_text() == 'angry'
-    p.fill('#filter', 'happy')
-    assert p.locator('table.sort tbody tr:visible').count() == 1
-    p.fill('#filter', '')
-    p.locator('#plot-charts .main-svg').first.wait_for()
-    drawn = p.evaluate("document.getElementById('plot-charts').data.map(t => [t.name, t.y[0]])")
-    assert drawn == [
-        [e, read_json(d / e / 'report.json')['judged_as_target']['adapter']['value']]
-        for e in ('sad', 'happy', 'angry')
-    ]
-    p.select_option('[data-chart=training]', 'every codebook: sad')
-    p.locator('#plot-training').scroll_into_view_if_needed()
-    p.locator('#plot-training .main-svg').first.wait_for()
-    assert p.evaluate("document.getElementById('plot-training').data[0].type") == 'heatmap'
-    play = p.locator('#clips .play').first
-    play.click()
-    until(p, 'player.currentTime > .05')
-    assert 'on' in play.get_attribute('class')
-    assert abs(p.evaluate('player.duration') - 0.5) < 0.01
-    until(p, 'player.ended')
-    assert 'on' not in play.get_attribute('class')
-    other = p.locator('#dials .play').nth(1)
-    other.click()
-    until(p, '!player.paused && player.currentTime > .05')
-    other.click()
-    assert p.evaluate('player.paused') and p.evaluate("document.getElementById('note').textContent") == ''
-    p.select_option('#origin', 'evaluation')
-    assert p.locator('#clips tr').count() == 50 and '500 rows' in p.locator('#count').inner_text()
-    p.click('#more')
-    assert p.locator('#clips tr').count() == 100
-    p.fill('#find', 'sentence 499.')
-    assert p.locator('#clips tr').count() == 1
-    p.click('#lacks summary')
-    assert (
-        'no intensity.json' in p.locator('#lacks').inner_text()
-        and EVIL in p.evaluate("D.clips.find(c => c.origin === 'samples').text")
-        and not p.locator('img').count()
-    )
-    assert p.wrong == []
-    p.screenshot(path=tmp_path / 'light.png', full_page=True)
-    p.close()
+def test_a_heading_sorts_and_sorts_back(comparison, page):
+    heading = page.locator('table.sort th', has_text='target-emotion accuracy')
+
+    def column():
+        return [float(cell.get_attribute('data-v'))
+                for cell in page.locator('table.sort tbody tr td:nth-child(4)').all()]
+
+    heading.get_by_role('button').click()
+    assert column() == sorted(accuracies(comparison[1]), reverse=True)
+    heading.get_by_role('button').click()
+    assert column() == sorted(accuracies(comparison[1])) and heading.get_attribute('aria-sort') == 'ascending'
 
 @need_browser
-def test_a_thousand_clips_stay_usable(made, chrome):
-    p = opened(chrome, made[0]['path'])
-    t = p.evaluate('performance.timing.domContentLoadedEventEnd - performance.timing.navigationStart')
-    print(f'{made[0]["megabytes"]} MB, {made[0]["clips"]} clips: ready after {t} ms')
-    assert t < 15_000 and p.evaluate('document.querySelectorAll("audio").length') == 0
-    p.select_option('#origin', 'evaluation')
-    ms = p.evaluate(
-        '(() => { const t = performance.now(); shown = 1000; listen(); return performance.now() - t; })()'
+def test_what_was_not_measured_stays_last(page):
+    heading = page.locator('table.sort th', has_text='scale-intensity Spearman rho')
+    for _ in range(2):
+        heading.get_by_role('button').click()
+        assert page.locator('table.sort tbody tr').last.locator('td').first.inner_text() == 'angry'
+
+@need_browser
+def test_rows_are_filtered(page):
+    page.fill('#filter', 'happy')
+    assert page.locator('table.sort tbody tr:visible').count() == 1
+    page.fill('#filter', '')
+    assert page.locator('table.sort tbody tr:visible').count() == 3
+
+@need_browser
+def test_charts_draw_what_the_reports_say(comparison, page):
+    page.locator('#plot-charts').scroll_into_view_if_needed()
+    page.locator('#plot-charts .main-svg').first.wait_for()
+    traces = "document.getElementById('plot-charts').data"
+    drawn = page.evaluate(f'{traces}.map(trace => [trace.name, trace.y[0]])')
+    assert drawn == [list(pair) for pair in zip(EMOTIONS, accuracies(comparison[1]))]
+    page.select_option('[data-chart=training]', 'every codebook: sad')
+    page.locator('#plot-training').scroll_into_view_if_needed()
+    page.locator('#plot-training .main-svg').first.wait_for()
+    assert page.evaluate("document.getElementById('plot-training').data[0].type") == 'heatmap'
+
+@need_browser
+def test_sounds_play_and_pause(comparison, page):
+    assert comparison[0]['clips'] == 1000 + 8 + 3 * 8 + 4
+    button = page.locator('#clips .play').first
+    button.click()
+    until(page, 'player.currentTime > .05')
+    assert 'on' in button.get_attribute('class')
+    assert abs(page.evaluate('player.duration') - 0.5) < 0.01
+    until(page, 'player.ended')
+    assert 'on' not in button.get_attribute('class')
+    scaled = page.locator('#dials .play').nth(1)
+    scaled.click()
+    until(page, '!player.paused && player.currentTime > .05')
+    scaled.click()
+    assert page.evaluate('player.paused')
+    assert page.evaluate("document.getElementById('note').textContent") == ''
+
+@need_browser
+def test_clips_are_found(page, tmp_path):
+    page.select_option('#origin', 'evaluation')
+    assert page.locator('#clips tr').count() == 50 and '500 rows' in page.locator('#count').inner_text()
+    page.click('#more')
+    assert page.locator('#clips tr').count() == 100
+    page.fill('#find', 'sentence 499.')
+    assert page.locator('#clips tr').count() == 1
+    page.screenshot(path=tmp_path / 'light.png', full_page=True)
+
+@need_browser
+def test_what_is_missing_is_said_and_text_stays_text(page):
+    page.click('#missing summary')
+    assert 'no intensity.json' in page.locator('#missing').inner_text()
+    assert HOSTILE in page.evaluate("data.clips.find(clip => clip.origin === 'samples').text")
+    assert not page.locator('img').count()
+
+@need_browser
+def test_a_thousand_clips_stay_usable(comparison, chrome):
+    page = open_page(chrome, comparison[0]['path'])
+    timing = 'performance.timing.domContentLoadedEventEnd - performance.timing.navigationStart'
+    ready = page.evaluate(timing)
+    print(f'{comparison[0]["megabytes"]} MB, {comparison[0]["clips"]} clips: ready after {ready} ms')
+    assert ready < 15_000 and page.evaluate('document.querySelectorAll("audio").length') == 0
+    page.select_option('#origin', 'evaluation')
+    draw_all = (
+        '(() => { const start = performance.now(); rowLimit = 1000; listen(); '
+        'return performance.now() - start; })()'
     )
-    print(f'1000 buttons drawn in {ms:.0f} ms')
-    assert p.locator('#clips .play').count() >= 990 and ms < 3000
-    p.close()
+    milliseconds = page.evaluate(draw_all)
+    print(f'1000 buttons drawn in {milliseconds:.0f} ms')
+    assert page.locator('#clips .play').count() >= 990 and milliseconds < 3000
+    page.close()
+
+def luminance(colour: str) -> float:
+    "Of an sRGB colour as browsers write it"
+    channels = [int(text) / 255 for text in colour[colour.index('(') + 1 : -1].split(',')[:3]]
+    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 @need_browser
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
-def test_text_and_charts_are_readable(made, chrome, scheme):
-    p = opened(chrome, made[0]['path'], color_scheme=scheme)
-    p.locator('#plot-charts').scroll_into_view_if_needed()
-    p.locator('#plot-charts .main-svg').first.wait_for()
-    text, ground, chart = p.evaluate(
+def test_text_and_charts_are_readable(comparison, chrome, scheme):
+    page = open_page(chrome, comparison[0]['path'], color_scheme=scheme)
+    page.locator('#plot-charts').scroll_into_view_if_needed()
+    page.locator('#plot-charts .main-svg').first.wait_for()
+    text, background, tick = page.evaluate(
         "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor, "
         "getComputedStyle(document.querySelector('#plot-charts .xtick text')).fill]"
     )
-
-    def light(c):
-        v = [int(x) / 255 for x in c[c.index('(') + 1 : -1].split(',')[:3]]
-        return sum(
-            w * (x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4)
-            for w, x in zip((0.2126, 0.7152, 0.0722), v)
-        )
-
-    for c in (text, chart):
-        a, b = sorted((light(c), light(ground)))
-        assert (b + 0.05) / (a + 0.05) > 7
-    assert (light(ground) > 0.9) == (scheme == 'light') and p.wrong == []
-    p.close()
+    for colour in (text, tick):
+        darker, lighter = sorted((luminance(colour), luminance(background)))
+        assert (lighter + 0.05) / (darker + 0.05) > 7
+    assert (luminance(background) > 0.9) == (scheme == 'light') and page.errors == []
+    page.close()
 
 @need_browser
-def test_a_runs_own_page_plays(chrome, made, tmp_path):
-    from csm_expressive_nb.core import Run
-    from csm_expressive_nb.road import write_page
-    f = shutil.copytree(made[1] / 'sad', tmp_path / 'sad')
-    report = read_json(f / 'report.json')
+def test_a_runs_own_page_plays(chrome, comparison, tmp_path):
+    from csm_expressive_nb.report.pages import write_page
+    folder = shutil.copytree(comparison[1] / 'sad', tmp_path / 'sad')
+    report = read_json(folder / 'report.json')
     cfg = make_config(**report['config'] | dict(out=''))
-    (f / 'figures').mkdir()
-    for n in ('before_after', 'gap', 'profile', 'judge', 'training', 'intensity', 'evaluation'):
-        shutil.copy(ROOT / 'nbs/images/retention.png', f / f'figures/{n}.png')
-    p = opened(chrome, write_page(cfg, Run.open(f, cfg), report))
-    p.evaluate("document.querySelector('audio').play()")
-    until(p, "document.querySelector('audio').currentTime > .05")
-    assert (
-        p.evaluate("[...document.images].filter(i => !i.src.endsWith('/x')).every(i => i.naturalWidth > 0)")
-        and p.wrong == []
-    )
-    p.close()
+    (folder / 'figures').mkdir()
+    for name in ('before_after', 'gap', 'profile', 'judge', 'training', 'intensity', 'evaluation'):
+        shutil.copy(ROOT / 'nbs/images/retention.png', folder / f'figures/{name}.png')
+    page = open_page(chrome, write_page(Run.open(folder, cfg), report))
+    page.evaluate("document.querySelector('audio').play()")
+    until(page, "document.querySelector('audio').currentTime > .05")
+    images = "[...document.images].filter(image => !image.src.endsWith('/x'))"
+    assert page.evaluate(f'{images}.every(image => image.naturalWidth > 0)') and page.errors == []
+    page.close()
+
+def rate_trial(page):
+    "Hear both sounds of a trial, answer with the keyboard, and wait for the next one"
+    progress = page.locator('#progress').inner_text()
+    assert page.locator('#choose button').first.is_disabled()
+    page.keyboard.press('a')
+    until(page, 'heard[0] > 0')
+    page.keyboard.press('b')
+    page.locator('#choose button:enabled').first.wait_for()
+    page.keyboard.press('5')
+    until(page, f'document.getElementById("progress").innerText !== {json.dumps(progress)}')
 
 @need_browser
 def test_the_listening_test_is_taken(chrome, tmp_path):
-    from csm_expressive_nb.listening import checker, listening_page, make_test, read_rows, render_test
-    ds = dataset_of()
+    from csm_expressive_nb.evaluation.listening import make_checker, make_test, read_answer_rows, render_test
+    from csm_expressive_nb.report.listening_page import listening_page
+    ds = open_dataset()
     clips = []
-    for i, c in enumerate(ds.select(emotion='neutral')[:4]):
-        for k in ('base', 'adapter'):
-            f = tmp_path / f'{i}_{k}.wav'
-            sf.write(f, ds.audio(c)[:8_000] * (1 if k == 'base' else 0.5), 24_000)
-            clips.append(dict(file=str(f), system=k, emotion='sad', text=c.text, voice=c.speaker, seed='0'))
+    for i, clip in enumerate(ds.select(emotion='neutral')[:4]):
+        for system, gain in (('base', 1), ('adapter', 0.5)):
+            file = tmp_path / f'{i}_{system}.wav'
+            sf.write(file, ds.audio(clip)[:8_000] * gain, SAMPLE_RATE)
+            clips.append(dict(file=str(file), system=system, emotion='sad', text=clip.text,
+                              voice=clip.speaker, seed='0'))
     plan, key = make_test(clips, kinds=('cmos',), n=3)
     render_test(plan, key, tmp_path / 't', tmp_path / 'key.json')
-    p = opened(chrome, listening_page(plan, tmp_path / 't', tmp_path / 't/index.html'))
-    p.fill('#rater', 'ann')
-    p.get_by_role('button', name='Start').click()
-    for _ in plan['trials']:
-        n = p.locator('#progress').inner_text()
-        assert p.locator('#choose button').first.is_disabled()
-        p.keyboard.press('a')
-        until(p, 'heard[0] > 0')
-        p.keyboard.press('b')
-        p.locator('#choose button:enabled').first.wait_for()
-        p.keyboard.press('5')
-        until(p, f'document.getElementById("progress").innerText !== {json.dumps(n)}')
-    with p.expect_download() as got: p.get_by_role('button', name='Download').click()
-    got.value.save_as(tmp_path / 'ann.csv')
-    rows = read_rows(tmp_path / 'ann.csv')
-    wrong = checker(plan)
-    assert len(rows) == len(plan['trials']) and {wrong(r) for r in rows} == {''} and p.wrong == []
-    p.close()
+    page = open_page(chrome, listening_page(plan, tmp_path / 't', tmp_path / 't/index.html'))
+    page.fill('#rater', 'ann')
+    page.get_by_role('button', name='Start').click()
+    for _ in plan['trials']: rate_trial(page)
+    with page.expect_download() as download: page.get_by_role('button', name='Download').click()
+    download.value.save_as(tmp_path / 'ann.csv')
+    rows = read_answer_rows(tmp_path / 'ann.csv')
+    check = make_checker(plan)
+    assert len(rows) == len(plan['trials']) and {check(row) for row in rows} == {''} and page.errors == []
+    page.close()
 
 @pytest.mark.slow
-def test_the_comparison_runs_as_a_notebook(made, tmp_path):
-    import subprocess, sys
-    d = made[1]
-    r = subprocess.run(
-        [
-            sys.executable,
-            '-m',
-            'papermill',
-            str(ROOT / 'nbs/24_compare.ipynb'),
-            str(tmp_path / 'o.ipynb'),
-            '-y',
-            f"runs: [{d / 'happy'}, {d / 'angry'}]",
-            '-p',
-            'out',
-            str(tmp_path / 'd.html'),
-            '-p',
-            'sound',
-            'mp3',
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert r.returncode == 0, r.stderr[-3000:]
-    text = (tmp_path / 'o.ipynb').read_text()
-    assert (
-        'csm_expressive intensity angry' in text
-        and 'not measured' in text
-        and text.count('image/png') >= 4
-        and (tmp_path / 'd.html').stat().st_size > 4e6
-    )
+def test_the_comparison_runs_as_a_notebook(comparison, tmp_path):
+    folder = comparison[1]
+    runs = f"runs: [{folder / 'happy'}, {folder / 'angry'}]"
+    page, notebook = tmp_path / 'd.html', tmp_path / 'o.ipynb'
+    command = [sys.executable, '-m', 'papermill', str(ROOT / 'nbs/24_compare.ipynb'), str(notebook),
+               '-y', runs, '-p', 'out', str(page), '-p', 'sound', 'mp3']
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    text = notebook.read_text()
+    assert 'csm_expressive scale-sweep angry' in text and 'not measured' in text
+    assert text.count('image/png') >= 4 and page.stat().st_size > 4e6

@@ -2,13 +2,19 @@
 reason that the reader sees; links, notebooks and names hold.
 `pytest -s tests/test_guides.py` lists what ran, for how long, and what did not run and why."""
 import ast, contextlib, csv, io, json, re, shlex, time
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat, pytest, soundfile as sf, typer
 
-from csm_expressive_nb import cli, metrics, road
-from csm_expressive_nb.core import EmotionConfig, ExpressiveConfig, assets
-from csm_expressive_nb.corpora import CORPORA, read_corpus
+from csm_expressive_nb import cli
+from csm_expressive_nb.commands import training
+from csm_expressive_nb.pipelines import emotion, preparation
+from csm_expressive_nb.evaluation import measurement
+from csm_expressive_nb.core.files import assets, read_json
+from csm_expressive_nb.core.config import EmotionConfig, ExpressiveConfig
+from csm_expressive_nb.data.folders import CORPORA, read_corpus
 
 ROOT = Path(__file__).parents[1]
 GUIDES = ROOT / 'nbs/guides'
@@ -19,134 +25,161 @@ KNOWN = {name: command for name, command in PROGRAM.commands.items() if not comm
 for group in [name for name, command in KNOWN.items() if hasattr(command, 'commands')]:
     KNOWN |= {f'{group} {name}': command for name, command in KNOWN.pop(group).commands.items()}
 # a comment after a command: why the tests do not run it
-WHY = re.compile(
+REASON = re.compile(
     r'(installs|downloads|needs|opens)\b.*(PyPI|\d MB|GPU|weights|account|browser|disk|raters|hours)'
 )
 MACHINE = re.compile(r'(?<![\w.])/(work|tmp|root|home|Users|var|opt|mnt)/')
 
-src = lambda c: ''.join(c['source'])
+@dataclass
+class Line:
+    "A line of a bash fence"
+    guide: str
+    text: str
+    commands: list[list[str]]  # `a && b` gives two; a redirection is left out
+    comment: str
 
-def cells(p: Path, kind: str) -> list[str]:
-    return [src(c) for c in json.loads(p.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == kind]
+    @property
+    def is_run(self) -> bool:
+        return not REASON.match(self.comment)
 
-def commands() -> list[tuple]:  # (guide, line, [argv, ...], comment)
-    "Every line of every bash fence; `a && b` gives two argv, a redirection is left out"
-    out = []
-    for p in PAGES:
-        for fence in re.findall(r'```bash\n(.*?)```', '\n'.join(cells(p, 'markdown')), re.S):
-            for line in fence.replace('\\\n', ' ').splitlines():
-                words, argv = shlex.split(line, comments=True), [[]]
-                for w in words:
-                    argv.append([]) if w == '&&' else argv[-1].append(w)
-                cut = lambda a: a[: next((i for i, w in enumerate(a) if re.match(r'\d?>', w)), len(a))]
-                if words:
-                    out.append(
-                        (
-                            p.stem,
-                            line.strip(),
-                            [cut(a) for a in argv],
-                            (re.search(r'\s#\s+(.*)$', line) or ['', ''])[1],
-                        )
-                    )
-    return out
+def cells(path: Path, kind: str) -> list[str]:
+    "The sources of a notebook's cells of one kind"
+    notebook = json.loads(path.read_text(encoding='utf-8'))
+    return [''.join(cell['source']) for cell in notebook['cells'] if cell['cell_type'] == kind]
 
-COMMANDS = commands()
-spoken = lambda w: w[1:] if w[0] == 'csm_expressive' else w
+def text_of(path: Path) -> str:
+    return '\n'.join(cells(path, 'markdown'))
+
+def without_redirection(words: list[str]) -> list[str]:
+    redirections = [i for i, word in enumerate(words) if re.match(r'\d?>', word)]
+    return words[: redirections[0]] if redirections else words
+
+def split_commands(text: str) -> list[list[str]]:
+    commands = [[]]
+    for word in shlex.split(text, comments=True):
+        if word == '&&': commands.append([])
+        else: commands[-1].append(word)
+    return [without_redirection(words) for words in commands]
+
+def read_lines() -> list[Line]:
+    "Every line of every bash fence of the guides that holds more than a comment"
+    lines = []
+    for path in PAGES:
+        for fence in re.findall(r'```bash\n(.*?)```', text_of(path), re.S):
+            for text in fence.replace('\\\n', ' ').splitlines():
+                if not shlex.split(text, comments=True): continue
+                comment = re.search(r'\s#\s+(.*)$', text)
+                lines.append(
+                    Line(path.stem, text.strip(), split_commands(text), comment[1] if comment else '')
+                )
+    return lines
+
+LINES = read_lines()
 
 def command_of(argv: list[str]) -> tuple[str, list[str]]:
     "Name and arguments of a command of ours"
     name = ' '.join(argv[1:3])
     return (name, argv[3:]) if name in KNOWN else (argv[1], argv[2:])
 
-def parsed(argv: list[str]):
-    "The context of a command of ours: unknown options, missing arguments and impossible values are errors"
+def parse_command(argv: list[str]) -> dict:
+    """The parameters of a command of ours: unknown options, missing arguments and impossible values are
+    errors"""
     name, arguments = command_of(argv)
     with KNOWN[name].make_context(name, list(arguments)) as context:
         return context.params
 
-def notebook_of(
-    argv: list[str],
-) -> tuple[Path, dict, str]:  # (notebook, parameters, where the executed one goes)
+def parse_papermill(argv: list[str]) -> tuple[Path, dict, str]:
+    "The notebook, its parameters, and where the executed one goes"
     from papermill.cli import _resolve_type, papermill
-    p = papermill.make_context('papermill', list(argv[1:])).params
-    return ROOT / p['notebook_path'], {k: _resolve_type(v) for k, v in p['parameters']}, p['output_path']
+    options = papermill.make_context('papermill', list(argv[1:])).params
+    parameters = {name: _resolve_type(value) for name, value in options['parameters']}
+    return ROOT / options['notebook_path'], parameters, options['output_path']
 
 def test_the_guides_are_there():
-    assert (
-        [p.name[:3] for p in PAGES] == [f'{i:02}_' for i in range(1, len(PAGES) + 1)]
-        and len(PAGES) >= 9
-        and len(COMMANDS) >= 30
-    )
+    assert [path.name[:3] for path in PAGES] == [f'{i:02}_' for i in range(1, len(PAGES) + 1)]
+    assert len(PAGES) >= 9
+    assert len(LINES) >= 30
 
-@pytest.mark.parametrize('p', PAGES, ids=lambda p: p.stem)
-def test_a_guide_is_a_well_formed_notebook(p):
-    nb = nbformat.read(p, 4)
+@pytest.mark.parametrize('path', PAGES, ids=lambda path: path.stem)
+def test_a_guide_is_a_well_formed_notebook(path):
+    nb = nbformat.read(path, 4)
     nbformat.validate(nb)
-    raw = p.read_text(encoding='utf-8')
-    code = [c for c in nb.cells if c.cell_type == 'code']
-    assert (
-        nb.metadata == dict(kernelspec=dict(name='python3', display_name='python3', language='python'))
-        and p.stat().st_size < 200_000
-        and len({c.id for c in nb.cells}) == len(nb.cells)
-    )
-    assert (
-        nb.cells[0].cell_type == 'markdown'
-        and re.match(r'# .+\n\n> .+', nb.cells[0].source)
-        and '#| export' not in raw
-        and '—' not in raw
-        and '–' not in raw
-    )
-    for c in code:
-        kinds = {isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.parse(c.source).body}
-        assert len(kinds) == 1, f'imports and code in one cell: {c.source[:60]!r}'
-        assert not c.metadata and c.execution_count is None
-        for o in c.outputs:
-            assert o.output_type != 'error' and o.get('name') != 'stderr'
-            assert not MACHINE.search(json.dumps(o)), (
-                f'{p.name}: a path of some machine in the output of {c.source[:60]!r}'
+    assert nb.metadata == dict(kernelspec=dict(name='python3', display_name='python3', language='python'))
+    assert path.stat().st_size < 200_000
+    assert len({cell.id for cell in nb.cells}) == len(nb.cells)
+    assert nb.cells[0].cell_type == 'markdown'
+    assert re.match(r'# .+\n\n> .+', nb.cells[0].source)
+    raw = path.read_text(encoding='utf-8')
+    for unwanted in ('#| export', '—', '–'): assert unwanted not in raw
+
+@pytest.mark.parametrize('path', PAGES, ids=lambda path: path.stem)
+def test_the_code_of_a_guide_ran_and_its_outputs_are_clean(path):
+    code = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == 'code']
+    for cell in code:
+        beginning = f'{cell.source[:60]!r}'
+        kinds = {isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.parse(cell.source).body}
+        assert len(kinds) == 1, f'imports and code in one cell: {beginning}'
+        assert not cell.metadata
+        assert cell.execution_count is None
+        for output in cell.outputs:
+            assert output.output_type != 'error'
+            assert output.get('name') != 'stderr'
+            assert not MACHINE.search(json.dumps(output)), (
+                f'{path.name}: a path of some machine in the output of {beginning}'
             )
-    assert not code or any(c.outputs for c in code), 'executed notebooks keep their outputs'
+    assert not code or any(cell.outputs for cell in code), 'executed notebooks keep their outputs'
 
 def test_links_resolve():
-    links = [
-        (p.name, l)
-        for p in PAGES
-        for l in re.findall(r'\]\((?!https?:)([^)]+)\)', '\n'.join(cells(p, 'markdown')))
-    ]
+    links = []
+    for path in PAGES:
+        found = re.findall(r'\]\((?!https?:)([^)]+)\)', text_of(path))
+        links += [(path.name, link) for link in found]
     assert len(links) > 20
-    for name, l in links:
-        assert (GUIDES / l.split('#')[0]).exists(), f'{name} links to {l}, which does not exist'
+    for name, link in links:
+        assert (GUIDES / link.split('#')[0]).exists(), f'{name} links to {link}, which does not exist'
+
+def check_arguments(argv: list[str]):
+    "Raises unless the program, its subcommand, options, settings and the notebook's parameters exist"
+    if argv[0] == 'csm_expressive':
+        name, _ = command_of(argv)
+        if name not in KNOWN: raise ValueError(f'{name} is no command')
+        options = parse_command(argv)
+        if name in ('train', 'estimate'):
+            config = ExpressiveConfig if options['multi'] else EmotionConfig
+            overrides = training.parse_overrides(options['sets'])
+            training.read_settings(config, options['config'], options['memory'], overrides)
+    elif argv[0] == 'papermill':
+        import papermill
+        notebook, parameters, _ = parse_papermill(argv)
+        if not notebook.exists(): raise ValueError(f'{notebook.name} does not exist')
+        unknown = set(parameters) - set(papermill.inspect_notebook(notebook))
+        if unknown: raise ValueError(f'{notebook.name} has no parameter {", ".join(unknown)}')
+    elif argv[0] not in ('pip', 'hf', 'jupyter'):
+        raise ValueError('not a program of this project')
+
+def unknown_names(path: Path) -> list[str]:
+    "Commands and settings that a guide's text names and that do not exist"
+    messages = []
+    for words in re.findall(r'`csm_expressive ([\w-]+(?: \w+)?)', text_of(path)):
+        name, _ = command_of(['csm_expressive', *words.split()])
+        if name not in KNOWN:
+            messages.append(f'{path.stem}: csm_expressive {name} is no command')
+    for name in re.findall(r'`--set (\w+)=', text_of(path)):
+        if name not in ExpressiveConfig.model_fields and name not in EmotionConfig.model_fields:
+            messages.append(f'{path.stem}: {name} is no setting')
+    return messages
 
 def test_every_command_can_be_parsed():
     "Subcommands, options and settings exist; so do the parameters given to notebooks"
-    import papermill
-    wrong = []
-    for guide, line, argvs, _ in COMMANDS:
-        for a in argvs:
+    messages = []
+    for line in LINES:
+        for argv in line.commands:
             try:
-                if a[0] == 'csm_expressive':
-                    name, _ = command_of(a)
-                    if name not in KNOWN: raise ValueError(f'{name} is no command')
-                    q = parsed(a)
-                    if name in ('train', 'estimate'):
-                        cls = ExpressiveConfig if q['multi'] else EmotionConfig
-                        cli.read_settings(cls, q['config'], q['memory'], cli.parse_overrides(q['sets']))
-                elif a[0] == 'papermill':
-                    nb, given, _ = notebook_of(a)
-                    if not nb.exists(): raise ValueError(f'{nb.name} does not exist')
-                    if gone := set(given) - set(papermill.inspect_notebook(nb)):
-                        raise ValueError(f'{nb.name} has no parameter {", ".join(gone)}')
-                elif a[0] not in ('pip', 'hf', 'jupyter'):
-                    raise ValueError('not a program of this project')
-            except Exception as e: wrong.append(f'{guide}: {line}\n    {type(e).__name__}: {e}')
-    for p in PAGES:  # and those named in the text
-        for words in re.findall(r'`csm_expressive ([\w-]+(?: \w+)?)', '\n'.join(cells(p, 'markdown'))):
-            name, _ = command_of(['csm_expressive', *words.split()])
-            if name not in KNOWN: wrong.append(f'{p.stem}: csm_expressive {name} is no command')
-        for name in re.findall(r'`--set (\w+)=', '\n'.join(cells(p, 'markdown'))):
-            if name not in ExpressiveConfig.model_fields and name not in EmotionConfig.model_fields:
-                wrong.append(f'{p.stem}: {name} is no setting')
-    assert not wrong, '\n'.join(wrong)
+                check_arguments(argv)
+            except Exception as error:
+                messages.append(f'{line.guide}: {line.text}\n    {type(error).__name__}: {error}')
+    for path in PAGES: messages += unknown_names(path)
+    assert not messages, '\n'.join(messages)
 
 # ---- running them
 
@@ -160,52 +193,59 @@ SMALL = dict(
 SMALL |= {'listen create': '--pairs 2', 'scale-sweep': '--scales 0,1 --sentences 4'}
 NOTEBOOK = {'20_emotion': dict(steps=2, sentences=8, batch=4, rank=4, validate_every=0)}
 
-def recordings(folder: str, speakers: dict, emotions: dict, n: int = 2, skip: int = 0, table: bool = True):
-    "Embedded clips as a folder of one's own: with metadata.csv, or in folders named after emotions"
-    rows, seen = [], {}
-    for c in CORPUS.clips:
-        k = c.speaker, c.emotion
-        seen[k] = seen.get(k, 0) + 1
-        if c.speaker not in speakers or c.emotion not in emotions or not skip < seen[k] <= skip + n:
-            continue
-        e = emotions[c.emotion]
-        f = Path(folder) / (
-            f'{c.speaker}_{c.emotion}_{seen[k]}.wav' if table else f'{e}/{c.speaker}_{seen[k]}.wav'
-        )
-        f.parent.mkdir(parents=True, exist_ok=True)
-        x, rate = sf.read(CORPUS.path(c))
-        sf.write(f, x, rate)
-        rows.append((f.name, c.text, e, speakers[c.speaker], c.sex))
-        if not table: f.with_suffix('.txt').write_text(c.text, encoding='utf-8')
-    if table:
-        with open(Path(folder) / 'metadata.csv', 'w', newline='', encoding='utf-8') as g:
-            csv.writer(g).writerows([('file', 'text', 'emotion', 'speaker', 'sex'), *rows])
-
 CORPUS = read_corpus('embedded')
 
+def select_clips(speakers: dict, emotions: dict, n: int, skip: int) -> list[tuple]:  # (clip, number)
+    "Embedded clips of these speakers and emotions, `n` of each after the first `skip`"
+    counts, selected = Counter(), []
+    for clip in CORPUS.clips:
+        pair = clip.speaker, clip.emotion
+        counts[pair] += 1
+        if clip.speaker in speakers and clip.emotion in emotions and skip < counts[pair] <= skip + n:
+            selected.append((clip, counts[pair]))
+    return selected
+
+def copy_recording(clip, path: Path):
+    "An embedded clip as a WAV file"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    samples, rate = sf.read(CORPUS.path(clip))
+    sf.write(path, samples, rate)
+
+def recordings_with_table(folder: str, speakers: dict, emotions: dict, n: int = 2, skip: int = 0):
+    "Embedded clips as a folder of one's own with metadata.csv; the dicts say what to call whom and what"
+    rows = [('file', 'text', 'emotion', 'speaker', 'sex')]
+    for clip, number in select_clips(speakers, emotions, n, skip):
+        path = Path(folder) / f'{clip.speaker}_{clip.emotion}_{number}.wav'
+        copy_recording(clip, path)
+        rows.append((path.name, clip.text, emotions[clip.emotion], speakers[clip.speaker], clip.sex))
+    with open(Path(folder) / 'metadata.csv', 'w', newline='', encoding='utf-8') as table:
+        csv.writer(table).writerows(rows)
+
+def recordings_in_folders(folder: str, speakers: dict, emotions: dict, n: int = 2):
+    "Embedded clips in folders named after emotions, each with its text in a file beside it"
+    for clip, number in select_clips(speakers, emotions, n, skip=0):
+        path = Path(folder) / f'{emotions[clip.emotion]}/{clip.speaker}_{number}.wav'
+        copy_recording(clip, path)
+        path.with_suffix('.txt').write_text(clip.text, encoding='utf-8')
+
 def stand_in(line: str) -> str:
-    "What a command that is not run would have made, where a later one needs it: returns what was put there"
-    if '--out data/cremad' in line and not Path('data/cremad').exists():
-        recordings(
-            'stand_in/cremad',
-            {f'0{i}': f'100{i}' for i in (1, 3, 5, 7)},
-            {e: e for e in ('neutral', 'sad', 'angry')},
-            n=1,
-            skip=1,
-        )
-        command = (
-            'csm_expressive data prepare folder --source stand_in/cremad --name cremad --out data/cremad'
-        )
-        run_cli(command.split())
-        return 'embedded clips as data/cremad'
-    return ''
+    """What a command that is not run would have made, where a later one needs it: returns what was put
+    there"""
+    if '--out data/cremad' not in line or Path('data/cremad').exists(): return ''
+    speakers = {'01': '1001', '03': '1003', '05': '1005', '07': '1007'}
+    emotions = {emotion: emotion for emotion in ('neutral', 'sad', 'angry')}
+    recordings_with_table('stand_in/cremad', speakers, emotions, n=1, skip=1)
+    command = 'csm_expressive data prepare folder --source stand_in/cremad --name cremad --out data/cremad'
+    run_cli(command.split())
+    return 'embedded clips as data/cremad'
 
 def run_cli(argv: list[str]) -> str:
     "One command of ours in this process; what it printed"
-    got = io.StringIO()
-    with contextlib.redirect_stdout(got): code = cli.app(argv[1:], standalone_mode=False)
-    assert not code, f'exit {code}: {got.getvalue()[-500:]}'
-    return got.getvalue()
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        code = cli.app(argv[1:], standalone_mode=False)
+    assert not code, f'exit {code}: {printed.getvalue()[-500:]}'
+    return printed.getvalue()
 
 def run_notebook(argv: list[str]) -> str:
     """A papermill line in this process: its parameters put in by papermill's own function, the cells run
@@ -213,164 +253,243 @@ def run_notebook(argv: list[str]) -> str:
     from execnb.shell import CaptureShell
     from papermill.parameterize import parameterize_notebook
     import papermill.iorw
-    nb, given, out = notebook_of(argv)
-    small = NOTEBOOK.get(nb.stem, {})
-    made = parameterize_notebook(papermill.iorw.load_notebook_node(str(nb)), small | given)
+    path, parameters, output_path = parse_papermill(argv)
+    notebook = papermill.iorw.load_notebook_node(str(path))
+    parameterized = parameterize_notebook(notebook, NOTEBOOK.get(path.stem, {}) | parameters)
+    for cell in parameterized.cells: cell.setdefault('id', 'injected')
     Path('ran').mkdir(exist_ok=True)
-    for c in made.cells: c.setdefault('id', 'injected')
-    where = Path(out or f'ran/{nb.name}')
-    where.parent.mkdir(parents=True, exist_ok=True)
-    made_at = Path('ran') / f'with_parameters_{nb.name}'
-    nbformat.write(made, made_at)
-    CaptureShell(path=Path.cwd()).execute(made_at, where, exc_stop=True)
-    return where.read_text(encoding='utf-8')
+    executed = Path(output_path or f'ran/{path.name}')
+    executed.parent.mkdir(parents=True, exist_ok=True)
+    with_parameters = Path('ran') / f'with_parameters_{path.name}'
+    nbformat.write(parameterized, with_parameters)
+    CaptureShell(path=Path.cwd()).execute(with_parameters, executed, exc_stop=True)
+    return executed.read_text(encoding='utf-8')
 
-def finished(folder):
-    return all(
-        (Path(folder) / f).stat().st_size > 0
-        for f in ('report.json', 'index.html', 'adapter/adapter_model.safetensors', 'config.yaml')
-    ) and json.loads((Path(folder) / 'report.json').read_text(encoding='utf-8'))
+# ---- what each command promises
 
-def check(argv: list[str], said: str, began: float):
+CHECKS = {}
+
+def checks(*names: str):
+    "Register a check of what the commands with these names promise"
+
+    def register(function):
+        for name in names: CHECKS[name] = function
+        return function
+
+    return register
+
+@dataclass
+class Outcome:
+    "A command that ran"
+    options: dict          # as parsed
+    arguments: list[str]   # behind its name
+    printed: str
+    start: float           # time.time() before it
+
+def finished_report(folder) -> dict:
+    "The report of a run that has all its files"
+    for name in ('report.json', 'index.html', 'adapter/adapter_model.safetensors', 'config.yaml'):
+        assert (Path(folder) / name).stat().st_size > 0
+    return read_json(Path(folder) / 'report.json')
+
+def check_notebook(argv: list[str]):
+    path, parameters, output_path = parse_papermill(argv)
+    if path.stem == '20_emotion':
+        emotion = parameters['emotion']
+        report = finished_report(parameters.get('out', f'_reports/{emotion}'))
+        assert report['config']['emotion'] == emotion
+    else: assert Path(output_path).stat().st_size > 10_000
+
+@checks('estimate')
+def check_estimate(outcome: Outcome):
+    gib = float(re.search(r'memory +([\d.]+) GiB', outcome.printed)[1])
+    assert gib > 0.01
+    assert re.search(r'time +[\d.]+ h', outcome.printed)
+
+@checks('data prepare', 'data merge')
+def check_dataset(outcome: Outcome):
+    folder = outcome.options['out']
+    dataset = read_json(folder / 'dataset.json')
+    assert dataset['complete']
+    assert dataset['clips'] > 2
+    assert (folder / 'README.md').stat().st_size
+    assert (folder / 'quarantine.csv').exists()
+    assert f"{dataset['clips']} clips" in outcome.printed
+    own = outcome.options.get('own')
+    if own: assert own in (folder / 'README.md').read_text(encoding='utf-8')
+
+@checks('data encode')
+def check_codes(outcome: Outcome):
+    files = (outcome.options['folder'] / 'codes').rglob('codes.bin')
+    assert [path for path in files if path.stat().st_size > 0]
+    assert 'frames of 6 codes' in outcome.printed
+
+@checks('train')
+def check_training(outcome: Outcome):
+    options = outcome.options
+    folder, emotions = options['out'], options['names']
+    if options['multi']:
+        assert set(finished_report(folder)['emotions']) <= set(ExpressiveConfig().emotions)
+        return
+    for emotion in emotions:
+        config = finished_report(folder / emotion if len(emotions) > 1 else folder)['config']
+        assert config['emotion'] == emotion
+        for name, value in (('base', options['base']), ('source', options['data'])):
+            if value: assert config[name] == str(value)
+        for name, value in training.parse_overrides(options['sets']).items():
+            assert config.get(name, value) == value
+
+@checks('eval')
+def check_evaluation(outcome: Outcome):
+    folder, baseline = outcome.options['folder'], outcome.options['baseline']
+    evaluation = read_json(folder / 'evaluation.json')
+    assert evaluation['values']
+    assert (folder / 'evaluation/index.html').exists()
+    if baseline: assert evaluation['protocol']['against'] == str(baseline)
+
+@checks('listen create')
+def check_listening_test(outcome: Outcome):
+    folder = outcome.options['out']
+    assert (folder / 'index.html').stat().st_size > 10_000
+    assert read_json(folder.with_name(folder.name + '.key.json'))
+
+@checks('data list')
+def check_list_of_corpora(outcome: Outcome):
+    for name in CORPORA: assert name in outcome.printed
+
+@checks('metrics')
+def check_list_of_metrics(outcome: Outcome):
+    for row in measurement.registry(): assert row['metric'] in outcome.printed
+
+@checks('dashboard')
+def check_dashboard(outcome: Outcome):
+    assert outcome.options['out'].stat().st_size > 1000
+
+@checks('scale-sweep')
+def check_scale_sweep(outcome: Outcome):
+    files = [path for path in Path(outcome.arguments[0]).rglob('*') if path.is_file()]
+    assert [path for path in files if path.stat().st_mtime >= outcome.start - 1]
+
+def check(argv: list[str], printed: str, start: float):
     "What a command promises is there"
     if argv[0] == 'papermill':
-        nb, given, out = notebook_of(argv)
-        if nb.stem == '20_emotion':
-            assert (
-                finished(given.get('out', f"_reports/{given['emotion']}"))['config']['emotion']
-                == given['emotion']
-            )
-        else: assert Path(out).stat().st_size > 10_000
+        check_notebook(argv)
         return
-    q, (name, arguments) = parsed(argv), command_of(argv)
-    out = q.get('out')
-    fresh = lambda d: [f for f in Path(d).rglob('*') if f.is_file() and f.stat().st_mtime >= began - 1]
-    if name == 'estimate' or q.get('dry_run'):
-        gib = float(re.search(r'memory +([\d.]+) GiB', said)[1])
-        assert gib > 0.01 and re.search(r'time +[\d.]+ h', said)
-    elif name in ('data prepare', 'data merge'):
-        d = json.loads((out / 'dataset.json').read_text(encoding='utf-8'))
-        assert (
-            d['complete']
-            and d['clips'] > 2
-            and (out / 'README.md').stat().st_size
-            and (out / 'quarantine.csv').exists()
-            and f"{d['clips']} clips" in said
-        )
-        if q.get('own'): assert q['own'] in (out / 'README.md').read_text(encoding='utf-8')
-    elif name == 'data encode':
-        assert [
-            f for f in (q['folder'] / 'codes').rglob('codes.bin') if f.stat().st_size > 0
-        ] and 'frames of 6 codes' in said
-    elif name == 'train' and q['multi']:
-        assert set(finished(out)['emotions']) <= set(ExpressiveConfig().emotions)
-    elif name == 'train':
-        for e in q['names']:
-            r = finished(out / e if len(q['names']) > 1 else out)
-            assert r['config']['emotion'] == e
-            for k, v in (('base', q['base']), ('source', q['data'])):
-                assert not v or r['config'][k] == str(v)
-            for k, v in cli.parse_overrides(q['sets']).items():
-                assert r['config'].get(k, v) == v
-    elif name == 'eval':
-        d = json.loads((q['folder'] / 'evaluation.json').read_text(encoding='utf-8'))
-        assert (
-            d['values']
-            and (q['folder'] / 'evaluation/index.html').exists()
-            and (not q['baseline'] or d['protocol']['against'] == str(q['baseline']))
-        )
-    elif name == 'listen create':
-        assert (out / 'index.html').stat().st_size > 10_000
-        assert json.loads(out.with_name(out.name + '.key.json').read_text(encoding='utf-8'))
-    elif name == 'data list': assert all(k in said for k in CORPORA)
-    elif name == 'metrics': assert all(r['metric'] in said for r in metrics.registry())
-    elif name == 'dashboard': assert out.stat().st_size > 1000
-    elif name == 'scale-sweep': assert fresh(arguments[0])
-    else: raise AssertionError(f'nothing is checked after `{name}`: say what it makes')
+    options, (name, arguments) = parse_command(argv), command_of(argv)
+    if options.get('dry_run'): name = 'estimate'
+    assert name in CHECKS, f'nothing is checked after `{name}`: say what it makes'
+    CHECKS[name](Outcome(options, arguments, printed, start))
+
+# ---- a reader's folder
+
+def link_ravdess(folder: Path, speakers: dict):
+    "A part of the embedded corpus laid out as RAVDESS is"
+    folder.mkdir(parents=True)
+    for name in ('corpus.csv', 'statements.csv'):
+        (folder / name).write_bytes((assets('corpus') / name).read_bytes())
+    for clip in CORPUS.clips:
+        if clip.emotion in ('neutral', 'sad', 'angry') and clip.speaker in speakers and clip.sentence == '03':
+            link = folder / clip.source
+            link.parent.mkdir(exist_ok=True)
+            link.symlink_to(CORPUS.path(clip))
+
+def shorten_runs(monkeypatch):
+    "Runs say eight sentences of ten frames, all but the first borrow its measurements"
+    all_pools = preparation.neutral_pools
+    measure_all, speak_all = emotion.measure_samples, emotion.speak_sentences
+    measured = {}  # the first run's emotion and, as JSON, its measurements
+
+    def short_pools(*arguments):
+        return tuple(pool[:24] for pool in all_pools(*arguments))
+
+    def measure(cfg, *arguments):
+        if preparation.is_general(cfg): return measure_all(cfg, *arguments)
+        if not measured:
+            measured.update(emotion=cfg.emotion, result=json.dumps(measure_all(cfg, *arguments)))
+        result = measured['result']
+        if cfg.emotion not in result:
+            result = result.replace(f'"{measured["emotion"]}"', f'"{cfg.emotion}"')
+        return json.loads(result)
+
+    def speak(cfg, *arguments):
+        return {} if measured and not preparation.is_general(cfg) else speak_all(cfg, *arguments)
+
+    monkeypatch.setattr(preparation, 'neutral_pools', short_pools)
+    monkeypatch.setattr(emotion, 'measure_samples', measure)
+    monkeypatch.setattr(emotion, 'speak_sentences', speak)
 
 @pytest.fixture
-def place(tmp_path, monkeypatch, short_speech):
-    """A working directory as a reader has it, with recordings of one's own; runs say eight sentences of
-    ten frames, all but the first borrow its measurements:
-    the numbers mean nothing"""
-    # root() stops here
+def working_folder(tmp_path, monkeypatch, short_speech):
+    """A working directory as a reader has it, with recordings of one's own; what runs measure means
+    nothing"""
     monkeypatch.chdir(tmp_path)
     (ROOT / '_cache').mkdir(exist_ok=True)
     (tmp_path / 'nbs').symlink_to(ROOT / 'nbs')
     (tmp_path / '_cache').symlink_to(ROOT / '_cache')
+    # root() stops here
     (tmp_path / 'settings.ini').write_text('', encoding='utf-8')
-    odd = dict(zip(('01', '03', '05', '07'), ('ann_1', 'ann_2', 'ann_3', 'ann_4')))
-    recordings('my_voice', odd, dict(neutral='neutral', disgust='pirate'))
-    recordings('my_folders', {'02': 'x'}, dict(neutral='neutral', sad='sad'), table=False)
-    recordings_at = tmp_path / 'path/to/ravdess'
-    recordings_at.mkdir(parents=True)
-    for f in ('corpus.csv', 'statements.csv'):
-        (recordings_at / f).write_bytes((assets('corpus') / f).read_bytes())
-    for c in CORPUS.clips:
-        if c.emotion in ('neutral', 'sad', 'angry') and c.speaker in odd and c.sentence == '03':
-            f = recordings_at / c.source
-            f.parent.mkdir(exist_ok=True)
-            f.symlink_to(CORPUS.path(c))
-    pools = road.neutral_pools
-    few = lambda *a: tuple(p[:24] for p in pools(*a))
-    monkeypatch.setattr(road, 'neutral_pools', few)
-    full, sets, first = road.measure, road.sample_sets, []
-
-    def measure(cfg, *a):
-        first[:] = first or [(cfg.emotion, json.dumps(full(cfg, *a)))]
-        e, r = first[0]
-        return json.loads(r.replace(f'"{e}"', f'"{cfg.emotion}"') if cfg.emotion not in r else r)
-
-    monkeypatch.setattr(road, 'measure', measure)
-    monkeypatch.setattr(road, 'sample_sets', lambda *a: {} if first else sets(*a))
+    speakers = {'01': 'ann_1', '03': 'ann_2', '05': 'ann_3', '07': 'ann_4'}
+    recordings_with_table('my_voice', speakers, dict(neutral='neutral', disgust='pirate'))
+    recordings_in_folders('my_folders', {'02': 'x'}, dict(neutral='neutral', sad='sad'))
+    link_ravdess(tmp_path / 'path/to/ravdess', speakers)
+    shorten_runs(monkeypatch)
     return tmp_path
 
-@pytest.mark.slow
-def test_the_commands_run_in_the_order_of_the_guides(place):
-    ran, left = [], []
-    for guide, line, argvs, note in COMMANDS:
-        if WHY.match(note):
-            left.append((guide, line, stand_in(line)))
-            continue
-        for argv in argvs:
-            began = time.time()
-            cpu = time.process_time()
-            if argv[0] == 'papermill': said = run_notebook(argv)
-            else:
-                assert argv[0] == 'csm_expressive', (
-                    f'{guide}: `{line}` is neither run here nor says why not '
-                    '(# needs ..., # downloads ..., # installs ..., # opens ...)'
-                )
-                name, _ = command_of(argv)
-                if name not in KNOWN:
-                    left.append((guide, line, None))
-                    continue
-                more = shlex.split(SMALL.get('multi' if '--multi' in argv else name, ''))
-                # at the true size it takes a quarter of a minute
-                if name == 'estimate':
-                    more = ['--model', 'nano', '--set', 'batch=4'] if '--config' in argv else []
-                said = run_cli(argv + more)
-            check(argv, said, began)
-            ran.append((guide, ' '.join(argv), time.process_time() - cpu))
-            print(f'{ran[-1][2]:6.1f} s  {guide[:2]}  {ran[-1][1]}', flush=True)
+# ---- the commands, in order
+
+MAIN_COMMANDS = {'data prepare', 'data merge', 'data encode', 'train', 'estimate', 'eval', 'listen create'}
+
+def small_arguments(argv: list[str], name: str) -> list[str]:
+    "What makes a command of ours short"
+    if name == 'estimate':
+        # at the true size it takes a quarter of a minute
+        return ['--model', 'nano', '--set', 'batch=4'] if '--config' in argv else []
+    return shlex.split(SMALL.get('multi' if '--multi' in argv else name, ''))
+
+def run_command(argv: list[str]):
+    "One command on small settings, and the check of what it made"
+    start = time.time()
+    if argv[0] == 'papermill': printed = run_notebook(argv)
+    else: printed = run_cli(argv + small_arguments(argv, command_of(argv)[0]))
+    check(argv, printed, start)
+
+def is_known(line: Line, argv: list[str]) -> bool:
+    "Does the command exist? A line of another program is an error unless it says why it is not run"
+    if argv[0] == 'papermill': return True
+    assert argv[0] == 'csm_expressive', (
+        f'{line.guide}: `{line.text}` is neither run here nor says why not '
+        '(# needs ..., # downloads ..., # installs ..., # opens ...)'
+    )
+    return command_of(argv)[0] in KNOWN
+
+def print_summary(times: list[float], omitted: list[tuple]):  # (line, remark)
     print(
-        f'{len(ran)} commands ran in {sum(r[2] for r in ran):.0f} s of processor time; {len(left)} did '
+        f'{len(times)} commands ran in {sum(times):.0f} s of processor time; {len(omitted)} did '
         'not, for the reason behind the #:'
     )
-    for g, l, s in left:
-        print(
-            f'  {g[:2]}  {l}'
-            + (
-                f'    (stand-in: {s})'
-                if s
-                else '    NO SUCH COMMAND, see test_every_command_can_be_parsed'
-                if s is None
-                else ''
-            )
-        )
-    assert len(ran) >= 20 and {
-        command_of(a)[0]
-        for _, _, v, n in COMMANDS
-        for a in v
-        if a[0] == 'csm_expressive' and not WHY.match(n)
-    } >= {'data prepare', 'data merge', 'data encode', 'train', 'estimate', 'eval', 'listen create'}
+    for line, remark in omitted:
+        print(f'  {line.guide[:2]}  {line.text}    {remark}'.rstrip())
+
+@pytest.mark.slow
+def test_the_commands_run_in_the_order_of_the_guides(working_folder):
+    times, omitted = [], []
+    for line in LINES:
+        if not line.is_run:
+            substitute = stand_in(line.text)
+            omitted.append((line, f'(stand-in: {substitute})' if substitute else ''))
+            continue
+        for argv in line.commands:
+            if not is_known(line, argv):
+                omitted.append((line, 'NO SUCH COMMAND, see test_every_command_can_be_parsed'))
+                continue
+            start = time.process_time()
+            run_command(argv)
+            times.append(time.process_time() - start)
+            print(f'{times[-1]:6.1f} s  {line.guide[:2]}  {" ".join(argv)}', flush=True)
+    print_summary(times, omitted)
+    assert len(times) >= 20
+
+def test_the_main_commands_are_run():
+    run = [argv for line in LINES if line.is_run for argv in line.commands]
+    names = {command_of(argv)[0] for argv in run if argv[0] == 'csm_expressive'}
+    assert names >= MAIN_COMMANDS

@@ -85,12 +85,13 @@ def test_links_into_the_repository_name_files_that_exist():
 @pytest.mark.parametrize('name', FORMS)
 def test_an_issue_form_has_what_github_requires(name):
     form = yaml.safe_load(read(f'.github/ISSUE_TEMPLATE/{name}'))
-    assert form['name'] and form['description'] and form['body']
+    for key in ('name', 'description', 'body'): assert form[key]
     fields = [field for field in form['body'] if field['type'] != 'markdown']
     assert {field['type'] for field in fields} <= {'input', 'textarea', 'dropdown', 'checkboxes'}
     assert all(field['attributes']['label'] for field in fields)
     ids = [field['id'] for field in fields]
-    assert len(ids) == len(set(ids)) and all(re.fullmatch(r'[\w-]+', field_id) for field_id in ids)
+    assert len(ids) == len(set(ids))
+    assert all(re.fullmatch(r'[\w-]+', field_id) for field_id in ids)
     assert any(field.get('validations', {}).get('required') for field in fields)
 
 
@@ -117,7 +118,8 @@ def test_type_checkers_find_the_marker():
 
 @pytest.mark.parametrize('name', [*PAGES, *TEMPLATES, 'CITATION.cff'])
 def test_no_file_names_a_path_of_some_machine(name):
-    assert MACHINE_PATH.search('see /work/x') and not MACHINE_PATH.search('https://example.org/work/x')
+    assert MACHINE_PATH.search('see /work/x')
+    assert not MACHINE_PATH.search('https://example.org/work/x')
     assert not MACHINE_PATH.search(read(name))
 
 
@@ -127,14 +129,12 @@ def test_a_report_is_left_to_papermill_and_its_imports_exist(path):
     from nbdev.process import NBProcessor
     assert NBProcessor(path, procs=FrontmatterProc, process=True).nb.frontmatter_['skip_exec'] is True
     cells = json.loads(path.read_text(encoding='utf-8'))['cells']
-    trees = [ast.parse(''.join(cell['source'])) for cell in cells if cell['cell_type'] == 'code']
-    imports = [n for tree in trees for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
-    ours = [
-        (n.module, alias.name)
-        for n in imports
-        for alias in n.names
-        if n.module.startswith('csm_expressive_nb')
-    ]
+    ours = []
+    for cell in cells:
+        if cell['cell_type'] != 'code': continue
+        for node in ast.walk(ast.parse(''.join(cell['source']))):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith('csm_expressive_nb'):
+                ours += [(node.module, alias.name) for alias in node.names]
     assert ours
     for module, name in ours:
         assert hasattr(importlib.import_module(module), name)

@@ -13,54 +13,74 @@ DATA = ROOT.parent / 'shared' / 'data'
 need_ravdess = pytest.mark.skipif(
     not (DATA / 'ravdess').is_dir(), reason='the RAVDESS recordings (shared/data) are not here'
 )
-src = lambda c: ''.join(c['source'])
 
-def cells(p): return json.loads(p.read_text(encoding='utf-8'))['cells']
+def source_of(cell: dict) -> str:
+    return ''.join(cell['source'])
 
-@pytest.mark.parametrize('p', NBS, ids=lambda p: p.stem)
-def test_notebook_is_well_formed(p):
-    nb = json.loads(p.read_text(encoding='utf-8'))
+def cells_of(path: Path) -> list[dict]:
+    return json.loads(path.read_text(encoding='utf-8'))['cells']
+
+def read_report(folder: Path) -> dict:
+    return json.loads((folder / 'report.json').read_text(encoding='utf-8'))
+
+def name_of(path: Path) -> str:
+    return path.stem
+
+# ---- notebooks as files ------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('path', NBS, ids=name_of)
+def test_notebook_is_well_formed(path):
+    nb = json.loads(path.read_text(encoding='utf-8'))
     assert nb['metadata']['kernelspec'] == dict(name='python3', display_name='python3', language='python')
-    assert p.stat().st_size < 500_000 and all('id' in c for c in nb['cells'])
-    # a widget's view is nothing without its kernel
-    outputs = [o for c in nb['cells'] for o in c.get('outputs', [])]
-    assert not [
-        o for o in outputs if 'application/vnd.jupyter.widget-view+json' in o.get('data', {})
-    ] and not [o for o in outputs if o['output_type'] == 'error']
-    title = src(nb['cells'][0])
-    assert title.startswith('# ') and '\n> ' in title
+    assert path.stat().st_size < 500_000
+    assert all('id' in cell for cell in nb['cells'])
+    for cell in nb['cells']:
+        for output in cell.get('outputs', []):
+            # a widget's view is nothing without its kernel
+            assert 'application/vnd.jupyter.widget-view+json' not in output.get('data', {})
+            assert output['output_type'] != 'error'
+
+@pytest.mark.parametrize('path', NBS, ids=name_of)
+def test_the_first_cell_holds_title_and_description(path):
+    title = source_of(cells_of(path)[0])
+    assert title.startswith('# ')
+    assert '\n> ' in title
     # nbdev drops the rest of this cell from the site: the introduction is the next cell
-    shown = re.sub(r'<!--.*?-->', '', title, flags=re.S)
-    assert not [
-        line for line in shown.split('\n')[1:] if line.strip() and not re.match(r'> |- [\w-]+:', line)
-    ]
-    for c in nb['cells']:
-        if c['cell_type'] == 'code' and '#| export' in src(c):
-            statements = [n for n in ast.parse(src(c)).body if not isinstance(n, ast.Expr)]
-            imports = [isinstance(n, (ast.Import, ast.ImportFrom)) for n in statements]
-            assert imports == sorted(imports, reverse=True), 'imports first'
+    shown = re.sub(r'<!--.*?-->', '', title, flags=re.S).split('\n')[1:]
+    assert not [line for line in shown if line.strip() and not re.match(r'> |- [\w-]+:', line)]
+
+@pytest.mark.parametrize('path', NBS, ids=name_of)
+def test_imports_come_first_in_an_exported_cell(path):
+    for cell in cells_of(path):
+        if cell['cell_type'] != 'code' or '#| export' not in source_of(cell): continue
+        statements = [node for node in ast.parse(source_of(cell)).body if not isinstance(node, ast.Expr)]
+        imports = [isinstance(node, (ast.Import, ast.ImportFrom)) for node in statements]
+        assert imports == sorted(imports, reverse=True), 'imports first'
+
+def public_names(body: list[ast.stmt]) -> list[str]:
+    "What `__all__` of a module lists"
+    assignments = [node for node in body if isinstance(node, ast.Assign)]
+    return next(ast.literal_eval(node.value) for node in assignments if node.targets[0].id == '__all__')
 
 def test_what_is_exported_says_what_it_is():
     bare = []
-    for f in sorted((ROOT / 'csm_expressive_nb').rglob('[!_]*.py')):
-        if f.parent.name == 'nano': continue
-        body = ast.parse(f.read_text(encoding='utf-8')).body
-        last = {n.name: n for n in body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
-        public = next(
-            ast.literal_eval(n.value)
-            for n in body
-            if isinstance(n, ast.Assign) and n.targets[0].id == '__all__'
-        )
-        bare += [f'{f.stem}.{k}' for k, n in last.items() if k in public and not ast.get_docstring(n)]
+    for path in sorted((ROOT / 'csm_expressive_nb').rglob('[!_]*.py')):
+        if path.parent.name == 'nano': continue
+        body = ast.parse(path.read_text(encoding='utf-8')).body
+        definitions = {node.name: node for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+        for name in public_names(body):
+            if name in definitions and not ast.get_docstring(definitions[name]):
+                bare.append(f'{path.stem}.{name}')
     assert not bare, bare
 
-@pytest.mark.parametrize('p', [p for p in NBS if re.match(r'2\d_', p.name)], ids=lambda p: p.stem)
-def test_report_notebooks_have_one_parameters_cell_and_no_logic(p):
-    assert sum('parameters' in c['metadata'].get('tags', []) for c in cells(p)) == 1
-    code = [src(c) for c in cells(p) if c['cell_type'] == 'code']
+@pytest.mark.parametrize('path', [path for path in NBS if re.match(r'2\d_', path.name)], ids=name_of)
+def test_report_notebooks_have_one_parameters_cell_and_no_logic(path):
+    assert sum('parameters' in cell['metadata'].get('tags', []) for cell in cells_of(path)) == 1
+    code = [source_of(cell) for cell in cells_of(path) if cell['cell_type'] == 'code']
     logic = ast.FunctionDef, ast.ClassDef, ast.For, ast.While, ast.If
     assert '#| export' not in '\n'.join(code)
-    assert not [n for c in code for n in ast.walk(ast.parse(c)) if isinstance(n, logic)]
+    for source in code:
+        assert not [node for node in ast.walk(ast.parse(source)) if isinstance(node, logic)]
 
 def load_execute() -> ModuleType:
     "`.ci/execute` as a module"
@@ -70,81 +90,102 @@ def load_execute() -> ModuleType:
     loader.exec_module(tool)
     return tool
 
+def has_outputs(path: Path) -> bool:
+    return any(cell.get('outputs') for cell in cells_of(path))
+
 def test_stored_outputs_belong_to_the_committed_code():
     """`.ci/execute` writes the hash of the code it ran; a cell changed since then has a stale output below
     it.
     Older modules are named and not refused, for some notebooks take hours"""
-    done = json.loads((ROOT / 'nbs/results/executed.json').read_text(encoding='utf-8'))
-    kept = [p for p in NBS if any(c.get('outputs') for c in cells(p))]
-    assert len(kept) > 30
+    recorded = json.loads((ROOT / 'nbs/results/executed.json').read_text(encoding='utf-8'))
+    executed = [path for path in NBS if has_outputs(path)]
+    assert len(executed) > 30
     tool = load_execute()
-    code = lambda p: tool.code_hash(cells(p))
-    stale = [
-        str(p.relative_to(ROOT))
-        for p in kept
-        if done.get(str(p.relative_to(ROOT / 'nbs')), {}).get('code') != code(p)
-    ]
+    stale = []
+    for path in executed:
+        name = str(path.relative_to(ROOT / 'nbs'))
+        if recorded.get(name, {}).get('code') != tool.code_hash(cells_of(path)):
+            stale.append(str(path.relative_to(ROOT)))
     assert not stale, f'run .ci/execute {" ".join(stale)}'
-    older = [n for n, d in done.items() if d['package'] != tool.package_hash(cells(ROOT / 'nbs' / n))]
+    package = {name: tool.package_hash(cells_of(ROOT / 'nbs' / name)) for name in recorded}
+    older = [name for name, hashes in recorded.items() if hashes['package'] != package[name]]
     print('executed before the last change of the modules they use:', ', '.join(older) or 'none')
 
-def test_modules_import_only_from_smaller_numbers():
-    tool = load_execute()
+def chapters_by_module() -> dict[str, Path]:
     chapters = {}
     for path in NBS:
-        name = re.search(r'(?m)^#\| default_exp (\S+)', '\n'.join(map(src, cells(path))))
+        text = '\n'.join(source_of(cell) for cell in cells_of(path))
+        name = re.search(r'(?m)^#\| default_exp (\S+)', text)
         if name: chapters[name[1]] = path
+    return chapters
+
+def number_of(path: Path) -> str:
+    return path.name.split('_')[0]
+
+def test_modules_import_only_from_smaller_numbers():
+    tool, chapters = load_execute(), chapters_by_module()
     assert len(chapters) >= 15
     for module, path in chapters.items():
-        exported = '\n'.join(src(c) for c in cells(path) if re.search(r'(?m)^#\| export', src(c)))
-        for used in tool.imported(exported, module) - {module}:
-            assert chapters[used].name.split('_')[0] < path.name.split('_')[0], f'{module} imports {used}'
+        sources = [source_of(cell) for cell in cells_of(path)]
+        exported = '\n'.join(source for source in sources if re.search(r'(?m)^#\| export', source))
+        names = {name.strip('.') for name in tool.imports_in_tree(exported, module)}
+        for used in names & chapters.keys() - {module}:
+            assert number_of(chapters[used]) < number_of(path), f'{module} imports {used}'
 
 def test_symlink_and_settings():
-    assert (ROOT / 'nbs/_quarto.yml').is_symlink() and (
-        ROOT / 'nbs/_quarto.yml'
-    ).resolve() == ROOT / '_quarto.yml'
-    c = configparser.ConfigParser(delimiters=['='])
-    c.read(ROOT / 'settings.ini')
-    assert (
-        'tags' in c['DEFAULT']['allowed_cell_metadata_keys']
-        and 'nbdev>=2.4.14,<3' in c['DEFAULT']['dev_requirements']
-    )
+    assert (ROOT / 'nbs/_quarto.yml').is_symlink()
+    assert (ROOT / 'nbs/_quarto.yml').resolve() == ROOT / '_quarto.yml'
+    config = configparser.ConfigParser(delimiters=['='])
+    config.read(ROOT / 'settings.ini')
+    assert 'tags' in config['DEFAULT']['allowed_cell_metadata_keys']
+    assert 'nbdev>=2.4.14,<3' in config['DEFAULT']['dev_requirements']
     assert subprocess.run(['nbdev_export', '--help'], capture_output=True).returncode == 0
+
+def links_from_the_root(text: str) -> str:
+    "Text of nbs/index.ipynb with its links as README.md needs them"
+    folders = r'(images/|sounds/|guides/|results/|chapters/|[0-9a-z_]+\.ipynb)'
+    return re.sub(r'(\]\(|src=")' + folders, r'\1nbs/\2', text)
 
 def test_readme_is_the_index():
     readme = (ROOT / 'README.md').read_text(encoding='utf-8')
-    for c in cells(ROOT / 'nbs/index.ipynb'):
-        if c['cell_type'] == 'markdown':
-            assert re.sub(r'(\]\(|src=")(images/|sounds/|guides/|results/|[0-9a-z_]+\.ipynb)', r'\1nbs/\2',
-                          src(c).strip()) in readme, f'run .ci/readme: {src(c)[:80]!r} is not in README.md'
-    assert not [l for l in re.findall(r'\]\((?!http)([^)]+)\)', readme) if not (ROOT / l).exists()]
+    for cell in cells_of(ROOT / 'nbs/index.ipynb'):
+        if cell['cell_type'] != 'markdown': continue
+        text = source_of(cell)
+        assert links_from_the_root(text.strip()) in readme, (
+            f'run .ci/readme: {text[:80]!r} is not in README.md'
+        )
+    assert not [link for link in re.findall(r'\]\((?!http)([^)]+)\)', readme) if not (ROOT / link).exists()]
 
-def papermill(*args):
-    return subprocess.run(
-        [sys.executable, '-m', 'papermill', str(ROOT / 'nbs/20_emotion.ipynb'), '-', *args],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+# ---- papermill ---------------------------------------------------------------------------------------------
+
+def parameter_options(**parameters) -> list[str]:
+    "As papermill takes parameters on the command line"
+    options = []
+    for name, value in parameters.items(): options += ['-p', name, str(value)]
+    return options
+
+def papermill(notebook: str, *options: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, '-m', 'papermill', str(ROOT / 'nbs' / notebook), '-', *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 @pytest.mark.slow
 def test_a_misspelt_parameter_stops_with_the_right_one(tmp_path):
-    r = papermill('-p', 'emtion', 'sad', '-p', 'out', str(tmp_path / 'r'))
-    assert r.returncode != 0 and "did you mean 'emotion'" in r.stderr
+    result = papermill('20_emotion.ipynb', *parameter_options(emtion='sad', out=tmp_path / 'r'))
+    assert result.returncode != 0
+    assert "did you mean 'emotion'" in result.stderr
 
 @pytest.mark.parametrize(
-    'wrong, says', [(dict(emotion='sadd'), "'sad'"), (dict(source='nowhere'), 'Actor_01')]
+    'settings, message', [(dict(emotion='sadd'), "'sad'"), (dict(source='nowhere'), 'Actor_01')]
 )
-def test_a_value_that_is_not_there_stops_with_what_is(wrong, says, tmp_path):
+def test_a_value_that_is_not_there_stops_with_what_is(settings, message, tmp_path):
     "In this process; that papermill ends with a cell's error is tested above"
-    from csm_expressive_nb.core import make_config
-    from csm_expressive_nb.road import emotion_run
-    with pytest.raises((ValueError, FileNotFoundError), match=says):
-        emotion_run(make_config(**wrong, out=str(tmp_path / 'r')), show=False)
+    from csm_expressive_nb.core.config import make_config
+    from csm_expressive_nb.pipelines.emotion import emotion_run
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        emotion_run(make_config(**settings, out=str(tmp_path / 'r')), show=False)
 
 PLAIN = '''
-import csm_expressive_nb.codes, json, sys, torch, soundfile as sf           # the first registers the codec
+import csm_expressive_nb.data.codec, json, sys, torch, soundfile as sf           # the first registers the codec
 from peft import PeftModel
 from transformers import AutoProcessor, CsmForConditionalGeneration
 nano, run, emotion = sys.argv[1:]; r = json.load(open(run + '/report.json'))
@@ -158,53 +199,43 @@ print(len(r['samples']), 'samples equal')
 '''
 
 @pytest.fixture(scope='session')
-def sad():
-    p = ROOT / '_reports/sad'
-    if not (p / 'report.json').exists():
+def sad_run() -> Path:
+    folder = ROOT / '_reports/sad'
+    if not (folder / 'report.json').exists():
         pytest.skip('run `papermill nbs/20_emotion.ipynb -p emotion sad > /dev/null` first (.ci/run does)')
-    return p
+    return folder
 
 @pytest.mark.slow
-def test_peft_alone_speaks_the_reports_samples_bit_for_bit(sad):
-    r = subprocess.run(
-        [sys.executable, '-c', PLAIN, str(ROOT / 'csm_expressive_nb/assets/nano'), str(sad), 'sad'],
-        capture_output=True,
-        text=True,
-    )
-    assert r.returncode == 0, r.stderr[-2000:]
-    assert 'samples equal' in r.stdout
+def test_peft_alone_speaks_the_reports_samples_bit_for_bit(sad_run):
+    nano = ROOT / 'csm_expressive_nb/assets/nano'
+    command = [sys.executable, '-c', PLAIN, str(nano), str(sad_run), 'sad']
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert 'samples equal' in result.stdout
 
-def test_the_main_job_makes_a_sad_voice(sad):
-    r = json.loads((sad / 'report.json').read_text(encoding='utf-8'))
-    t, w = r['judged_as_target'], r['words_recognised']
-    assert t['adapter']['value'] >= 0.8 and t['base']['value'] <= 0.3 and r['judge']['uar'] > 0.6
-    assert w['adapter']['value'] >= 0.8 * w['base']['value'] and w['base']['n'] >= 100
-    assert (
-        all(g['share']['value'] >= 0.7 for g in r['gap'].values())
-        and r['neutral_nll']['rise']['value'] <= 0.4
-    )
-    for f in (
-        'adapter/adapter_model.safetensors adapter/README.md config.yaml environment.json metrics.jsonl '
-        'quarantine.csv index.html figures/before_after.png figures/judge.png samples/0_base.wav '
-        'samples/0_sad.wav'
-    ).split():
-        assert (sad / f).stat().st_size > 0
-    assert 'happy' not in (sad / 'adapter/README.md').read_text(encoding='utf-8').splitlines()[4]
+FILES_OF_A_RUN = (
+    'adapter/adapter_model.safetensors adapter/README.md config.yaml environment.json metrics.jsonl '
+    'quarantine.csv index.html figures/before_after.png figures/judge.png samples/0_base.wav '
+    'samples/0_sad.wav'
+).split()
 
-def small(tmp_path, name, **kw):
-    args = [
-        x
-        for k, v in dict(out=str(tmp_path / name), steps=4, sentences=8, **kw).items()
-        for x in ('-p', k, str(v))
-    ]
-    r = papermill(*args)
-    assert r.returncode == 0, r.stderr[-3000:]
-    return tmp_path / name
+def test_the_main_job_makes_a_sad_voice(sad_run):
+    report = read_report(sad_run)
+    judged, words = report['target_emotion_accuracy'], report['closed_set_accuracy']
+    assert judged['adapter']['value'] >= 0.8
+    assert judged['base']['value'] <= 0.3
+    assert report['judge']['uar'] > 0.6
+    assert words['adapter']['value'] >= 0.8 * words['base']['value']
+    assert words['base']['n'] >= 100
+    for gap in report['prosody_shift'].values(): assert gap['transfer_ratio']['value'] >= 0.7
+    assert report['neutral_nll']['change']['value'] <= 0.4
+    for name in FILES_OF_A_RUN: assert (sad_run / name).stat().st_size > 0
+    assert 'happy' not in (sad_run / 'adapter/README.md').read_text(encoding='utf-8').splitlines()[4]
 
 @pytest.mark.slow
 def test_the_general_stage_runs_as_a_notebook(tmp_path, few_clips):
-    small = dict(
-        out=str(tmp_path / 'r'),
+    options = parameter_options(
+        out=tmp_path / 'r',
         source=few_clips,
         steps=2,
         batch=4,
@@ -213,67 +244,46 @@ def test_the_general_stage_runs_as_a_notebook(tmp_path, few_clips):
         sample_every=0,
         rank=4,
     )
-    args = [x for k, v in small.items() for x in ('-p', k, str(v))]
-    r = subprocess.run(
-        [
-            sys.executable,
-            '-m',
-            'papermill',
-            str(ROOT / 'nbs/21_expressive.ipynb'),
-            '-',
-            *args,
-            '-y',
-            'emotions: [sad, angry]',
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert r.returncode == 0, r.stderr[-3000:]
-    assert (
-        set(json.loads((tmp_path / 'r/report.json').read_text(encoding='utf-8'))['emotions'])
-        == {'sad', 'angry'}
-        and (tmp_path / 'r/index.html').exists()
-    )
+    result = papermill('21_expressive.ipynb', *options, '-y', 'emotions: [sad, angry]')
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert set(read_report(tmp_path / 'r')['emotions']) == {'sad', 'angry'}
+    assert (tmp_path / 'r/index.html').exists()
 
 @pytest.mark.slow
-def test_true_csm_classes_take_the_same_road(tmp_path, short_speech, few_clips):
-    from csm_expressive_nb.model import tiny_csm
-    from csm_expressive_nb.core import make_config
-    from csm_expressive_nb import road
-    from csm_expressive_nb.model import load_csm
-    d = tiny_csm(tmp_path / 'csm')
+def test_true_csm_classes_take_the_same_road(tmp_path, monkeypatch, short_speech, few_clips):
+    from csm_expressive_nb.core.config import make_config
+    from csm_expressive_nb.model.csm import load_csm, tiny_csm
+    from csm_expressive_nb.pipelines import emotion, preparation
     cfg = make_config(
         emotion='angry',
-        model=str(d),
+        model=str(tiny_csm(tmp_path / 'csm')),
         source=few_clips,
         out=str(tmp_path / 'run'),
         steps=2,
         batch=2,
         rehearsal=0.0,
     )
-    run = road.open_run(cfg)
-    # random weights never stop by themselves
+    run = preparation.open_run(cfg)
     model, processor = load_csm(cfg.model)
-    keep = road.neutral_pools
-    road.neutral_pools = lambda *_: ([], [])
-    try:
-        data = road.prepare(cfg, run, model, processor)
-    finally: road.neutral_pools = keep
+    # random weights never stop by themselves
+    with monkeypatch.context() as patch:
+        patch.setattr(preparation, 'neutral_pools', lambda *_: ([], []))
+        data = preparation.prepare_data(cfg, run, model, processor)
     assert data.target[0].variants[0].shape[1] == 32
-    road.fit(cfg, run, model, processor, data, show=False)
+    emotion.fit(cfg, run, model, processor, data, show=False)
     assert (run.path / 'adapter/adapter_model.safetensors').exists()
     # and says why they cannot rehearse
     with pytest.raises(ValueError, match='none of'):
-        road.neutral_pools(cfg, run, load_csm(cfg.model)[0], processor, data.ds)
+        preparation.neutral_pools(cfg, run, load_csm(cfg.model)[0], processor, data.ds)
 
 @pytest.mark.slow
 @need_ravdess
 def test_real_ravdess_runs_through_the_same_notebook(tmp_path):
-    p = small(tmp_path, 'real', emotion='sad', source=str(DATA / 'ravdess'))
-    r = json.loads((p / 'report.json').read_text(encoding='utf-8'))
-    assert (
-        r['corpus'] == [['ravdess', 'CC BY-NC-SA 4.0']]
-        and 'NC' in (p / 'adapter/README.md').read_text(encoding='utf-8')
-        and r['quarantined'] == 1
-    )
+    folder = tmp_path / 'real'
+    options = parameter_options(out=folder, steps=4, sentences=8, emotion='sad', source=DATA / 'ravdess')
+    result = papermill('20_emotion.ipynb', *options)
+    assert result.returncode == 0, result.stderr[-3000:]
+    report = read_report(folder)
+    assert report['corpus'] == [['ravdess', 'CC BY-NC-SA 4.0']]
+    assert 'NC' in (folder / 'adapter/README.md').read_text(encoding='utf-8')
+    assert report['quarantined'] == 1

@@ -1,108 +1,147 @@
 """What needs a process of its own: torchrun through the command line, notebook_launcher, FSDP, and the
-promise that every setting is read."""
-import json, os, subprocess, sys
+promise that every setting is read.
+
+`python tests/test_training.py FUNCTION FOLDER` runs one of the functions below: that is what the other
+processes do."""
+import json, os, socket, subprocess, sys
 from pathlib import Path
 
 import pytest, torch
 
 ROOT = Path(__file__).parents[1]
 ENV = os.environ | dict(OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT))
-SETUP = '''
-import sys, torch; torch.set_num_threads(1)
-from csm_expressive_nb.core import *; from csm_expressive_nb.model import *; from csm_expressive_nb.batches import *; from csm_expressive_nb.continual import *; from csm_expressive_nb.training import *
-cfg = TrainConfig(steps=4, batch=4, dropout=0., tokens=300, lr=3e-3, trackers=[], validate_every=2, monitor='loss', patience=1)
-m, processor = load_csm(); old = neutral_items(processor); target = [Item(x.ids, x.variants) for x in old[:8]]
-'''
 
-def python(code: str, *args, launcher=()):
-    r = subprocess.run(
-        [sys.executable, *launcher, *(['-c', code] if not launcher else [code]), *map(str, args)],
-        capture_output=True,
-        text=True,
-        env=ENV,
-        cwd=ROOT,
-        timeout=240,
+def python(*args, timeout: int = 240) -> str:
+    "Standard output of a Python process"
+    process = subprocess.run(
+        [sys.executable, *map(str, args)], capture_output=True, text=True, env=ENV, cwd=ROOT, timeout=timeout
     )
-    assert r.returncode == 0, r.stderr[-3000:]
-    return r.stdout
+    assert process.returncode == 0, process.stderr[-3000:]
+    return process.stdout
 
-def curve(run: Path, key='loss'):
-    return [x[key] for x in map(json.loads, (run / 'metrics.jsonl').read_text().splitlines()) if key in x]
+def curve(run: Path, key: str = 'loss') -> list[float]:
+    "The values of `key` in the metrics of a run"
+    lines = map(json.loads, (run / 'metrics.jsonl').read_text().splitlines())
+    return [line[key] for line in lines if key in line]
+
+def assert_close(values: list[float], expected: list[float]):
+    assert len(values) == len(expected)
+    assert max(abs(value - other) for value, other in zip(values, expected)) < 2e-3
+
+# --- what the processes run
+
+def small_run() -> tuple:
+    "Configuration, model, and target, rehearsal and validation examples of four updates"
+    from csm_expressive_nb.training.rehearsal import neutral_examples
+    from csm_expressive_nb.core.config import TrainConfig
+    from csm_expressive_nb.model.csm import load_csm
+    from csm_expressive_nb.training.sampler import Example
+    torch.set_num_threads(1)
+    cfg = TrainConfig(
+        steps=4,
+        batch=4,
+        dropout=0.0,
+        tokens=300,
+        lr=3e-3,
+        trackers=[],
+        validate_every=2,
+        monitor='loss',
+        patience=1,
+    )
+    model, processor = load_csm()
+    neutral = neutral_examples(processor)
+    target = [Example(example.ids, example.variants) for example in neutral[:8]]
+    return cfg, model, target, neutral[20:40], neutral[40:44]
+
+def train_small_run(folder: str):
+    from csm_expressive_nb.core.run import Run
+    from csm_expressive_nb.training.loop import train
+    cfg, model, target, rehearsal, validation = small_run()
+    train(model, cfg, Run(folder, cfg), target, rehearsal, validation, show=False)
+
+def launch_from_notebook(folder: str):
+    from accelerate import notebook_launcher
+    with socket.socket() as s:
+        s.bind(('', 0))
+        port = s.getsockname()[1]
+    notebook_launcher(train_small_run, (folder,), num_processes=2, use_port=str(port))
+
+def shard(objective, mesh):
+    "FSDP2: every decoder layer on its own, then the rest"
+    from torch.distributed.fsdp import fully_shard
+    for layer in objective.modules():
+        if type(layer).__name__ == 'CsmDecoderLayer': fully_shard(layer, mesh=mesh)
+    fully_shard(objective, mesh=mesh)
+
+def train_sharded(folder: str):
+    "The same updates with sharded weights, then a checkpoint and back"
+    from accelerate import Accelerator
+    from csm_expressive_nb.training.checkpoint import (
+        load_checkpoint, newest_checkpoint, save_checkpoint, trainable_state, training_state,
+    )
+    from csm_expressive_nb.model.lora import prepare_model, trainable_parameters
+    from csm_expressive_nb.training.optimizer import make_optimizer
+    from csm_expressive_nb.training.loop import Objective, make_sampler, update, validate
+    from torch.distributed.device_mesh import init_device_mesh
+    cfg, model, target, rehearsal, validation = small_run()
+    accelerator = Accelerator(cpu=True)
+    model = prepare_model(model, cfg)
+    objective = Objective(model, cfg)
+    shard(objective, init_device_mesh('cpu', (accelerator.num_processes,)))
+    optimizer, sampler = make_optimizer(model, cfg), make_sampler(cfg, target, rehearsal, {})
+    parameters = trainable_parameters(model).values()
+    assert all(type(p).__name__ == 'DTensor' for p in parameters)
+    losses = []
+    for step in range(4):
+        values, _ = update(objective, optimizer, sampler.update(step), cfg, accelerator, step)
+        losses.append(values['loss'])
+    losses.append(validate(objective, validation, cfg, accelerator)['loss'])
+
+    state = training_state(model, optimizer, sampler, {})
+    if accelerator.is_main_process: save_checkpoint(Path(folder), 4, state)
+    accelerator.wait_for_everyone()
+    trained = trainable_state(model)
+    with torch.no_grad():
+        for p in parameters: p.zero_()
+    load_checkpoint(newest_checkpoint(Path(folder)), model, optimizer, sampler)
+    restored = trainable_state(model)
+    assert all(restored[name].equal(tensor) for name, tensor in trained.items())
+    if accelerator.is_main_process: print('losses', losses, flush=True)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+# --- tests
 
 @pytest.fixture(scope='module')
-def alone(tmp_path_factory):
-    d = tmp_path_factory.mktemp('alone')
-    python(SETUP + "train(m, cfg, Run(sys.argv[1], cfg), target, old[20:40], old[40:44], show=False)", d)
-    return d
+def alone(tmp_path_factory) -> Path:
+    "The run of one process"
+    folder = tmp_path_factory.mktemp('alone')
+    python(__file__, 'train_small_run', folder)
+    return folder
 
 @pytest.mark.slow
 def test_a_notebook_can_launch_two_processes(alone, tmp_path):
-    code = (
-        'from accelerate import notebook_launcher\ndef job(out):\n'
-        + ''.join(
-            f'    {l}\n'
-            for l in SETUP.replace('import *', 'import *').splitlines()
-            if l and not l.startswith(('from', 'import'))
-        )
-        + "    train(m, cfg, Run(out, cfg), target, old[20:40], old[40:44], show=False)\n"
-    )
-    code = (
-        '\n'.join(l for l in SETUP.splitlines() if l.startswith(('from', 'import')))
-        + '\n'
-        + code
-        + "if __name__ == '__main__': import socket; s = socket.socket(); s.bind(('', 0)); port = "
-        "s.getsockname()[1]; s.close(); notebook_launcher(job, (sys.argv[1],), num_processes=2, "
-        "use_port=str(port))\n"
-    )
-    (f := tmp_path / 'nb.py').write_text(code)
-    python(str(f), tmp_path / 'two', launcher=('-u',))
-    a, b = curve(alone), curve(tmp_path / 'two')
-    assert (
-        len(a) == len(b)
-        and max(abs(x - y) for x, y in zip(a, b)) < 2e-3
-        and (tmp_path / 'two/adapter/adapter_model.safetensors').exists()
-    )
-    assert (
-        json.loads((tmp_path / 'two/ended.json').read_text())['best_update']
-        == json.loads((alone / 'ended.json').read_text())['best_update']
-    )
-
-SHARD = SETUP + '''
-from pathlib import Path; from accelerate import Accelerator
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.device_mesh import init_device_mesh
-acc = Accelerator(cpu=True); mesh = init_device_mesh('cpu', (acc.num_processes,)); m = prepare_model(m, cfg); obj = Objective(m, cfg)
-[fully_shard(l, mesh=mesh) for l in m.modules() if type(l).__name__ == 'CsmDecoderLayer']; fully_shard(obj, mesh=mesh); opt = optimizer(m, cfg); s = sampler_of(cfg, target, old[20:40], {})
-assert all(type(p).__name__ == 'DTensor' for p in trainable(m).values())
-loss = [update(obj, opt, s.update(i), cfg, acc, i)[0]['loss'] for i in range(4)]; v = validate(obj, old[40:44], cfg, acc)['loss']; state = state_of(m, opt, s, {}); f = Path(sys.argv[1])
-if acc.is_main_process: save_checkpoint(f, 4, state)
-acc.wait_for_everyone(); before = [whole_tensor(p.detach()).clone() for p in trainable(m).values()]
-with torch.no_grad(): [p.zero_() for p in trainable(m).values()]
-load_checkpoint(newest_checkpoint(f), m, opt, s); assert all(a.equal(whole_tensor(p.detach())) for a, p in zip(before, trainable(m).values()))
-if acc.is_main_process: print('losses', [*loss, v], flush=True)
-acc.wait_for_everyone(); acc.end_training()
-'''
+    python('-u', __file__, 'launch_from_notebook', tmp_path)
+    assert_close(curve(tmp_path), curve(alone))
+    assert (tmp_path / 'adapter/adapter_model.safetensors').exists()
+    ended, expected = [json.loads((run / 'ended.json').read_text()) for run in (tmp_path, alone)]
+    assert ended['best_update'] == expected['best_update']
 
 @pytest.mark.slow
 def test_sharded_weights_give_the_same_losses_and_checkpoints(alone, tmp_path):
     """FSDP2 on two CPU processes; accelerate switches it on for GPUs only, so torch's own `fully_shard`
     wraps our objective"""
-    (f := tmp_path / 'shard.py').write_text(SHARD)
-    out = python(
-        str(f),
-        tmp_path / 'ck',
-        launcher=('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2'),
-    )
-    loss = json.loads(out.split('losses')[1].strip().splitlines()[0])
-    want = [*curve(alone), curve(alone, 'validation_loss')[-1]]
-    assert len(loss) == len(want) and max(abs(x - y) for x, y in zip(loss, want)) < 2e-3
+    torchrun = ('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2')
+    output = python(*torchrun, __file__, 'train_sharded', tmp_path)
+    losses = json.loads(output.split('losses')[1].strip().splitlines()[0])
+    assert_close(losses, [*curve(alone), curve(alone, 'validation_loss')[-1]])
 
 @pytest.mark.slow
 def test_finetune_on_two_processes_writes_one_report(tmp_path, few_clips):
-    from csm_expressive_nb import expressive, road
-    from csm_expressive_nb.core import ExpressiveConfig
-    from csm_expressive_nb.model import load_csm
-    kw = dict(
+    from csm_expressive_nb.pipelines import emotion, expressive, preparation
+    from csm_expressive_nb.core.config import ExpressiveConfig
+    from csm_expressive_nb.model.csm import load_csm
+    settings = dict(
         source=few_clips,
         emotions=['sad', 'angry'],
         sentences=4,
@@ -114,73 +153,60 @@ def test_finetune_on_two_processes_writes_one_report(tmp_path, few_clips):
         validate_every=2,
         steps=2,
     )
-    r = subprocess.run(
-        [
-            sys.executable,
-            '-m',
-            'csm_expressive_nb.cli',
-            'finetune',
-            '--out',
-            str(tmp_path / '2'),
-            '--gpus',
-            '2',
-            *[x for k, v in kw.items() for x in ('--set', f'{k}={json.dumps(v)}')],
-        ],
-        capture_output=True,
-        text=True,
-        env=ENV,
-        cwd=ROOT,
-        timeout=300,
-    )
-    assert r.returncode == 0, r.stderr[-3000:]
+    options = []
+    for name, value in settings.items(): options += ['--set', f'{name}={json.dumps(value)}']
+    command = ('-m', 'csm_expressive_nb.cli', 'finetune', '--out', tmp_path / '2', '--gpus', 2)
+    output = python(*command, *options, timeout=300)
     torch.set_num_threads(1)
-    cfg = ExpressiveConfig(out=str(tmp_path / '1'), **kw)
-    run, tags = expressive.open_expressive(cfg), expressive.tags_of(cfg)
+    cfg = ExpressiveConfig(out=str(tmp_path / '1'), **settings)
+    run = preparation.open_run(cfg)
     model, processor = load_csm()
-    road.fit(cfg, run, model, processor, road.prepare(cfg, run, model, processor, tags), tags, show=False)
-    assert (
-        r.stdout.count('report:') == 1
-        and set(json.loads((tmp_path / '2/report.json').read_text())['emotions']) == {'sad', 'angry'}
-        and max(abs(x - y) for x, y in zip(curve(tmp_path / '1'), curve(tmp_path / '2'), strict=True)) < 2e-3
-    )
+    data = preparation.prepare_data(cfg, run, model, processor)
+    emotion.fit(cfg, run, model, processor, data, show=False)
+    assert output.count('report:') == 1
+    assert set(json.loads((tmp_path / '2/report.json').read_text())['emotions']) == {'sad', 'angry'}
+    assert_close(curve(tmp_path / '1'), curve(tmp_path / '2'))
 
 @pytest.mark.slow
 def test_every_setting_is_read(tmp_path, short_speech, few_clips):
     "A run that never looks at a setting would train something other than what was asked for"
-    from csm_expressive_nb import expressive, road
-    from csm_expressive_nb.core import EmotionConfig, ExpressiveConfig
+    from csm_expressive_nb.pipelines import emotion, expressive, preparation
+    from csm_expressive_nb.core.config import EmotionConfig, ExpressiveConfig
     torch.set_num_threads(1)
-    read = set()
-    for cls, go in ((EmotionConfig, road.emotion_run), (ExpressiveConfig, expressive.finetune)):
+    settings = dict(
+        source=few_clips,
+        buffer=24,
+        steps=2,
+        batch=3,
+        validate_every=2,
+        monitor='loss',
+        patience=1,
+        sample_every=1,
+        rehearsal=0.2,
+        distillation=0.1,
+        context=0.5,
+        ewc=1.0,
+        ewc_clips=4,
+        ewc_pilot=1,
+        trackers=[],
+    )
+    emotion = dict(emotion='sad', sentences=8)
+    expressive_settings = dict(emotions=['sad', 'angry'], sentences=4, sequential=True)
+    for cls, pipeline, own_settings in (
+        (EmotionConfig, emotion.emotion_run, emotion),
+        (ExpressiveConfig, expressive.finetune, expressive_settings),
+    ):
+        names_read = set()
+
         class Spy(cls):
             def __getattribute__(self, name):
-                read.add(name)
+                names_read.add(name)
                 return super().__getattribute__(name)
 
-        extra = (
-            dict(emotions=['sad', 'angry'], sentences=4, sequential=True)
-            if cls is ExpressiveConfig
-            else dict(emotion='sad', sentences=8)
-        )
-        cfg = Spy(
-            source=few_clips,
-            buffer=24,
-            steps=2,
-            batch=3,
-            validate_every=2,
-            monitor='loss',
-            patience=1,
-            sample_every=1,
-            rehearsal=0.2,
-            distillation=0.1,
-            context=0.5,
-            ewc=1.0,
-            ewc_clips=4,
-            ewc_pilot=1,
-            trackers=[],
-            out=str(tmp_path / cls.__name__),
-            **extra,
-        )
-        read.clear()
-        go(cfg, show=False)
-        assert not (missing := set(cls.model_fields) - read), f'{cls.__name__}: never read: {sorted(missing)}'
+        cfg = Spy(**settings, **own_settings, out=str(tmp_path / cls.__name__))
+        names_read.clear()
+        pipeline(cfg, show=False)
+        missing = set(cls.model_fields) - names_read
+        assert not missing, f'{cls.__name__}: never read: {sorted(missing)}'
+
+if __name__ == '__main__': globals()[sys.argv[1]](sys.argv[2])
