@@ -64,7 +64,7 @@ def notices(shell, name: str, cell: str) -> bool:
             for command in group.registered_commands:
                 if command.callback is old: command.callback = lambda **options: None
         result = shell.run_cell(cell)
-        os._exit(0 if result.error_in_exec or result.error_before_exec else 1)
+        os._exit(0 if result.exception else 1)
 
     process = multiprocessing.get_context('fork').Process(target=run)
     process.start()
@@ -84,8 +84,7 @@ def try_chapter(path: Path, names: set[str]) -> dict[str, bool]:
         if number in at: results[at[number]] = notices(shell, at[number], cell)
         if len(results) == len(names): break
         result = shell.run_cell(cell)
-        if result.error_in_exec or result.error_before_exec:
-            raise SystemExit(f'{path.name}: {result.error_in_exec}')
+        if result.exception: raise SystemExit(f'{path.name}: {result.exception}')
     return results
 
 def main():

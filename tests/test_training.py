@@ -170,7 +170,7 @@ def test_finetune_on_two_processes_writes_one_report(tmp_path, few_clips):
 @pytest.mark.slow
 def test_every_setting_is_read(tmp_path, short_speech, few_clips):
     "A run that never looks at a setting would train something other than what was asked for"
-    from csm_expressive_nb.pipelines import emotion, expressive, preparation
+    from csm_expressive_nb.pipelines import emotion, expressive
     from csm_expressive_nb.core.config import EmotionConfig, ExpressiveConfig
     torch.set_num_threads(1)
     settings = dict(
@@ -190,10 +190,10 @@ def test_every_setting_is_read(tmp_path, short_speech, few_clips):
         ewc_pilot=1,
         trackers=[],
     )
-    emotion = dict(emotion='sad', sentences=8)
+    emotion_settings = dict(emotion='sad', sentences=8)
     expressive_settings = dict(emotions=['sad', 'angry'], sentences=4, sequential=True)
     for cls, pipeline, own_settings in (
-        (EmotionConfig, emotion.emotion_run, emotion),
+        (EmotionConfig, emotion.emotion_run, emotion_settings),
         (ExpressiveConfig, expressive.finetune, expressive_settings),
     ):
         names_read = set()
