@@ -20,17 +20,26 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.utils import ModelOutput
 
 from ..core.machine import cores
-from .audio import F0MAX, F0MIN, SR, track_f0
+from .audio import F0MAX, F0MIN, SR
 
 # %% ../../nbs/chapters/17_data.codec.ipynb #fb554239
 HOP_LENGTH, N_FFT = 240, 1024   # samples; a row of features every 10 ms
 N_CEPSTRA = 24
 
+def _world_f0(
+    sound: np.ndarray,
+) -> tuple:  # (F0 in Hz, 0 where unvoiced; seconds; the sound with a -100 dB dither)
+    "F0 every 10 ms by DIO and StoneMask, which WORLD's synthesis goes with"
+    dither = 1e-5 * np.random.default_rng(0).standard_normal(len(sound))
+    dithered = np.ascontiguousarray(sound, np.float64) + dither
+    coarse, seconds = pyworld.dio(dithered, SR, f0_floor=F0MIN, f0_ceil=F0MAX, frame_period=10.0)
+    return pyworld.stonemask(dithered, coarse, seconds, SR), seconds, dithered
+
 def world_features(
     sound: np.ndarray,  # [samples] at 24 kHz
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # mel-cepstra [n,24], log F0 [n], aperiodicity [n,3]
     "WORLD's analysis of a sound, one row per 10 ms; log F0 is 0 where unvoiced"
-    f0, times, sound = track_f0(sound)
+    f0, times, sound = _world_f0(sound)
     envelope = pyworld.cheaptrick(sound, f0, times, SR, fft_size=N_FFT)
     cepstra = pyworld.code_spectral_envelope(envelope, SR, N_CEPSTRA)
     spectral_aperiodicity = pyworld.d4c(sound, f0, times, SR, fft_size=N_FFT)

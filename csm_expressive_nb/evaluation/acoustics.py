@@ -10,7 +10,7 @@ import re
 
 import librosa, numpy as np
 
-from ..data.audio import SR, rms_db, track_f0, trim
+from ..data.audio import MIN_VOICED_FRAMES, SR, rms_db, track_f0, trim
 
 # %% ../../nbs/chapters/61_evaluation.acoustics.ipynb #5ce5744c
 PROSODY = dict(
@@ -39,10 +39,11 @@ def _spectral_tilt(audio: np.ndarray) -> float:
 
 # %% ../../nbs/chapters/61_evaluation.acoustics.ipynb #57fbff97
 def _pitch(audio: np.ndarray) -> dict:
-    "Median, spread and final movement of F0; NaN where fewer than ten frames are voiced"
-    f0 = track_f0(audio)[0]
+    "Median, spread and final movement of F0; NaN under a tenth of a second of voice"
+    f0, _ = track_f0(audio)
     log_f0 = np.log(f0[f0 > 0])
-    if len(log_f0) < 10: return dict.fromkeys(('f0', 'f0_sd', 'final_rise'), np.nan)
+    if len(log_f0) < MIN_VOICED_FRAMES:
+        return dict.fromkeys(('f0', 'f0_sd', 'final_rise'), np.nan)
     semitones = 12 / np.log(2)
     cut = int(0.7 * len(log_f0))
     return dict(

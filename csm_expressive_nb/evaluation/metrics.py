@@ -35,7 +35,7 @@ def _remember_last(method):
     better='',
     low=-np.inf,
     high=np.inf,
-    licence='pyworld MIT, librosa ISC',
+    licence='swift-f0 MIT, librosa ISC',
     requires=('text',),
     validated='tones and glides of known F0, level and length',
 )

@@ -178,7 +178,7 @@ def _draw_mel(ax, audio: np.ndarray, title: str = ''):
 
 def _draw_f0(ax, audio: np.ndarray, colour: str, label: str = '', lw: float = 2):
     "F0 in Hz over seconds; gaps where there is no voice"
-    f0, time, _ = track_f0(audio)
+    f0, time = track_f0(audio)
     ax.plot(time, np.where(f0 > 0, f0, np.nan), c=colour, label=label, lw=lw)
     ax.set(ylim=(50, 450), ylabel='F0, Hz', xlabel='s')
     return f0
