@@ -17,7 +17,6 @@ REWRITTEN_LATER = (
     '65a_evaluation.summary', '72a_report.evaluation_page', '83_pipelines.evaluate',     # evaluation of a run
     '72c_report.benchmark_page', '86_pipelines.benchmark',
     '85_pipelines.dose_response',
-    '90_nano.texts', '90a_nano.corpus', '92_nano.csm',
 )
 LONG_CELLS = {
     'TrainConfig': 'one class: every setting of a run with its comment beside it',

@@ -78,7 +78,8 @@ def read_commit() -> str:
 
 # %% ../../nbs/chapters/01_core.machine.ipynb #1bf42739
 _PACKAGES = (
-    'csm_expressive_nb torch transformers peft accelerate librosa scikit-learn swift-f0 pyworld-prebuilt pocketsphinx'
+    'csm_expressive_nb torch transformers peft accelerate librosa scikit-learn swift-f0 '
+    'pyworld-prebuilt pocketsphinx'
 ).split()
 
 def _installed_version(package: str) -> str:

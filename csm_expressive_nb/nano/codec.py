@@ -9,13 +9,17 @@ __all__ = ['kmeans', 'training_frames', 'fit_codec']
 import numpy as np, torch
 
 from csm_expressive_nb.data.codec import (
-    N_CEPSTRA, ROWS_PER_FRAME, NanoCodecConfig, NanoCodecModel, nearest_index, to_frames,
+    N_CEPSTRA,
+    ROWS_PER_FRAME,
+    NanoCodecConfig,
+    NanoCodecModel,
+    nearest_index,
 )
-from .corpus import RULES, apply_rule, random_rule, scale_rule, vary_rule
+from .conversations import ConversationSource
 
 # %% ../../nbs/chapters/91_nano.codec.ipynb #6b991bed
 def kmeans(
-    vectors: torch.Tensor, k: int = 512, iterations: int = 14, seed: int = 0  # [n,d]
+    vectors: torch.Tensor, k: int = 1024, iterations: int = 14, seed: int = 0  # [n,d]
 ) -> torch.Tensor:  # centres [k,d]
     "Lloyd's algorithm; a centre without points is moved to a random point"
     generator = torch.Generator().manual_seed(seed)
@@ -30,17 +34,11 @@ def kmeans(
 
 # %% ../../nbs/chapters/91_nano.codec.ipynb #ca5b501c
 def training_frames(
-    takes: list[tuple], seed: int = 0  # (text, voice, cepstra, log F0, aperiodicity, sentence index) each
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # envelope [n,8,24], pitch [n,16], aperiodicity [n,24]
-    "Frames of two variants of each take, on a random frame grid"
-    rng, frames = np.random.default_rng(seed), []
-    for _, _, cepstra, log_f0, aperiodicity, rows in takes:
-        for rule in (vary_rule(scale_rule(RULES['neutral'], 1), rng), random_rule(rng)):
-            features = apply_rule(
-                cepstra.astype(np.float32), log_f0, aperiodicity.astype(np.float32), rows, rule, rng
-            )
-            offset = rng.integers(ROWS_PER_FRAME)
-            frames.append(to_frames(*(feature[offset:] for feature in features[:3])))
+    source: ConversationSource, n: int = 2500      # conversations
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # envelope [N,8,24], pitch [N,16], aperiodicity [N,24]
+    "Frames of `n` conversations"
+    frames = []
+    for _ in range(n): frames += [turn.frames for turn in source.draw()]
     return tuple(torch.from_numpy(np.concatenate(part)) for part in zip(*frames))
 
 # %% ../../nbs/chapters/91_nano.codec.ipynb #bbe20b4d
@@ -74,7 +72,7 @@ def _fit_envelope(
 # %% ../../nbs/chapters/91_nano.codec.ipynb #3ac3651d
 def fit_codec(
     envelope: torch.Tensor, pitch: torch.Tensor, aperiodicity: torch.Tensor,  # as of `training_frames`
-    k: int = 512,  # entries of each table
+    k: int = 1024,  # entries of each table
 ) -> tuple[NanoCodecModel, list[float]]:  # (codec, share of envelope variance left after each stage)
     "A codec with tables fitted on frames"
     codec = NanoCodecModel(NanoCodecConfig(codebook_size=k))
