@@ -18,7 +18,6 @@ from ..core.files import assets, save_tensors
 from ..data.codec import NanoCodecModel, to_frames
 from .conversations import NEUTRAL
 from .corpus import Voice, draw_voices, make_takes, perform
-from .texts import text_plan
 
 # %% ../../nbs/chapters/94_nano.neutral.ipynb #8fc3a3c1
 @dataclass(frozen=True)

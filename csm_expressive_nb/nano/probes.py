@@ -33,8 +33,6 @@ class ProbeSet:
     voices: list[Voice]
     takes: dict[tuple[str, str], Take]      # by text and variant
 
-    def speaker(self, i: int) -> int: return i % len(self.voices)
-
     def speakers(self) -> np.ndarray:
         "Number of the voice of each sentence"
         return np.arange(len(self.texts)) % len(self.voices)
@@ -46,17 +44,19 @@ class ProbeSet:
         sound = synthesise(spoken.cepstra, spoken.log_f0, spoken.aperiodicity)
         return Speech(text, 0, sound, None, True)
 
+    def record_each(self, texts: list[str], rule, first_seed: int) -> list[Speech]:
+        "One recording per sentence, by the voices in turn"
+        pairs = zip(texts, self.speakers())
+        return [self.record(text, self.voices[k], rule, first_seed + i) for i, (text, k) in enumerate(pairs)]
+
     def recordings(self, rule=NEUTRAL) -> list[Speech]:
         "Every sentence by its voice"
-        voices = [self.voices[self.speaker(i)] for i in range(len(self.texts))]
-        return [self.record(*pair, rule, 2000 + i) for i, pair in enumerate(zip(self.texts, voices))]
+        return self.record_each(self.texts, rule, 2000)
 
     def references(self, rule=NEUTRAL) -> list[Speech]:
         "For every sentence another one by the same voice"
-        voices = [self.voices[self.speaker(i)] for i in range(len(self.texts))]
         shift = max(1, 37 % len(self.texts))
-        others = self.texts[shift:] + self.texts[:shift]
-        return [self.record(*pair, rule, 1000 + i) for i, pair in enumerate(zip(others, voices))]
+        return self.record_each(self.texts[shift:] + self.texts[:shift], rule, 1000)
 
 # %% ../../nbs/chapters/95_nano.probes.ipynb #7b54fdfa
 def make_probes(
@@ -90,45 +90,46 @@ def measure_words(probes: ProbeSet, clips: list[Speech]) -> dict:
 # %% ../../nbs/chapters/95_nano.probes.ipynb #ef07513b
 _LEVEL_AND_TILT, _ = np.linalg.qr(np.stack([GAIN, TILT], 1))
 
-def mean_envelope(cepstra: np.ndarray, log_f0: np.ndarray) -> np.ndarray:  # [24]
-    "Mean over voiced rows, without level and tilt"
-    mean = cepstra[log_f0 > 0].astype(float).mean(0)
+def _voiced_mean(cepstra: np.ndarray, log_f0: np.ndarray) -> np.ndarray:  # [24]
+    return cepstra[log_f0 > 0].astype(float).mean(0)
+
+def _shape(mean: np.ndarray) -> np.ndarray:
+    "Mean cepstra without level and tilt"
     return mean - _LEVEL_AND_TILT @ (_LEVEL_AND_TILT.T @ mean)
 
-def _expected_envelope(take: Take, vocal_tract: float) -> np.ndarray:
-    return mean_envelope(take.cepstra.astype(np.float32) @ vocal_tract_matrix(vocal_tract), take.log_f0)
+def mean_envelope(clip: Speech) -> np.ndarray | None:  # [24]
+    "Mean voiced envelope of a clip without level and tilt; None under 50 ms of voice"
+    cepstra, log_f0, _ = world_features(clip.audio)
+    return None if (log_f0 > 0).sum() < 5 else _shape(_voiced_mean(cepstra, log_f0))
 
 # %% ../../nbs/chapters/95_nano.probes.ipynb #5d775e29
 def nearest_speaker(probes: ProbeSet, clip: Speech) -> int:
     "The voice whose vocal tract fits a clip best; -1 without voice"
-    cepstra, log_f0, _ = world_features(clip.audio)
-    if (log_f0 > 0).sum() < 5: return -1
-    envelope = mean_envelope(cepstra, log_f0)
-    expected = [
-        _expected_envelope(probes.takes[clip.text, voice.variant], voice.vocal_tract)
-        for voice in probes.voices
-    ]
-    return int(((np.array(expected) - envelope) ** 2).sum(1).argmin())
+    envelope = mean_envelope(clip)
+    if envelope is None: return -1
+    distances = []
+    for voice in probes.voices:
+        take = probes.takes[clip.text, voice.variant]
+        warped = _voiced_mean(take.cepstra, take.log_f0) @ vocal_tract_matrix(voice.vocal_tract)
+        distances.append(((_shape(warped) - envelope) ** 2).sum())
+    return int(np.argmin(distances))
 
 # %% ../../nbs/chapters/95_nano.probes.ipynb #f32803e3
 _WARPS = np.exp(np.linspace(np.log(0.8), np.log(1.25), 46))
 
 def fit_vocal_tract(probes: ProbeSet, clip: Speech) -> float:
     "The warp of the mean envelope over all variants that is closest to that of a clip; NaN without voice"
-    cepstra, log_f0, _ = world_features(clip.audio)
-    if (log_f0 > 0).sum() < 5: return np.nan
-    envelope = mean_envelope(cepstra, log_f0)
-    variants = sorted({voice.variant for voice in probes.voices})
-    distances = []
-    for warp in _WARPS:
-        expected = [_expected_envelope(probes.takes[clip.text, name], warp) for name in variants]
-        distances.append(((np.mean(expected, 0) - envelope) ** 2).sum())
-    return float(_WARPS[int(np.argmin(distances))])
+    envelope = mean_envelope(clip)
+    if envelope is None: return np.nan
+    takes = [probes.takes[clip.text, name] for name in sorted({voice.variant for voice in probes.voices})]
+    mean = np.mean([_voiced_mean(take.cepstra, take.log_f0) for take in takes], 0)
+    warped = [_shape(mean @ vocal_tract_matrix(warp)) for warp in _WARPS]
+    return float(_WARPS[int(((np.array(warped) - envelope) ** 2).sum(1).argmin())])
 
 # %% ../../nbs/chapters/95_nano.probes.ipynb #c96178f9
 def fitted_speakers(probes: ProbeSet, clips: list[Speech], references: list[Speech]) -> list[int]:
     "For every clip the voice whose reference clips have the most similar fitted warp"
-    speakers = np.array([probes.speaker(i) for i in range(len(references))])
+    speakers = probes.speakers()
     of_references = np.log([fit_vocal_tract(probes, clip) for clip in references])
     own = [np.nanmedian(of_references[speakers == k]) for k in range(len(probes.voices))]
     fitted = np.log([fit_vocal_tract(probes, clip) for clip in clips])
@@ -145,7 +146,7 @@ def prosody_values(clips: list[Speech]) -> np.ndarray:  # [n,3] as PROSODY_UNITS
 # %% ../../nbs/chapters/95_nano.probes.ipynb #92edd72c
 def measure_voice(probes: ProbeSet, clips: list[Speech], references: list[Speech]) -> dict:
     "How near the clips are to their speakers"
-    speakers = [probes.speaker(i) for i in range(len(clips))]
+    speakers = probes.speakers()
     of_speaker = 12 * np.log2([probes.voices[k].f0 for k in speakers])
     f0_error = prosody_values(clips)[:, 0] - of_speaker
     is_close = np.abs(f0_error) < 1.5                  # False without voice
