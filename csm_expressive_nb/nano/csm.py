@@ -148,7 +148,9 @@ def assemble(weights: dict[str, torch.Tensor], codec: NanoCodecModel, out: str |
     if result.unexpected_keys or missing: raise ValueError(f'weights do not fit: {result}')
     model.codec_model.load_state_dict(codec.state_dict())
     model.config.dtype = torch.float32
-    save_csm(model.half(), nano_processor(), out)
+    model = model.half()
+    for weight in model.state_dict().values(): weight.add_(0)     # no -0: adding nothing then changes no bit
+    save_csm(model, nano_processor(), out)
     config = json.loads((Path(out) / 'config.json').read_text(encoding='utf-8'))
     for part in (config, config['depth_decoder_config'], config['codec_config']):
         part['dtype'] = 'float32'

@@ -11,10 +11,11 @@ __all__ = ['EncodedTurn', 'GUIDED_LAYERS', 'LOOK_AHEAD', 'TRAIT_LAYER', 'TRAIT_M
 from dataclasses import dataclass, field
 
 import numpy as np, torch, torch.nn.functional as F
+from fastcore.basics import patch
 from torch import nn
 
 from ..data.codec import NanoCodecModel
-from .conversations import TRAITS, SpokenTurn
+from .conversations import TRAITS, ConversationSource, SpokenTurn
 from .csm import N_CODEBOOKS
 
 # %% ../../nbs/chapters/93_nano.objective.ipynb #e4ea23bf
@@ -28,6 +29,11 @@ def encode_conversations(
     frames = [np.concatenate(part) for part in zip(*(turn.frames for turn in turns))]
     codes = iter(codec.quantise(*frames).split([len(turn.frames[0]) for turn in turns]))
     return [[(turn, next(codes)) for turn in conversation] for conversation in conversations]
+
+@patch
+def encoded(self: ConversationSource, n: int, codec: NanoCodecModel) -> list[list[EncodedTurn]]:
+    "`n` conversations with their codes"
+    return encode_conversations([self.draw() for _ in range(n)], codec)
 
 # %% ../../nbs/chapters/93_nano.objective.ipynb #77d67683
 def n_positions(conversation: list[EncodedTurn]) -> int:
@@ -187,7 +193,7 @@ TRAIT_SCALES = torch.tensor([0.35, 0.08, 1.0, 0.15, 4.0, 0.4])
 class PretrainingLosses:
     "Sums and means over the labelled frames of a batch"
     codebook0: torch.Tensor       # [n] nats
-    depth: torch.Tensor           # sum over `n_depth` frames and the other codebooks
+    depth: torch.Tensor           # [K-1] of the other codebooks, sums over `n_depth` frames
     n_depth: int
     guide: torch.Tensor
     trait_errors: torch.Tensor    # [n,6] squared, in units of the traits' spread
@@ -227,11 +233,11 @@ def pretraining_losses(
     labelled = batch.is_audio[:, 1:]
     hidden, labels = states.output[:, :-1][labelled], batch.codes[:, 1:][labelled]
     chosen = torch.randperm(len(labels), generator=generator)[: max(1, round(len(labels) * depth_ratio))]
-    depth_logits = _depth_logits(model, hidden[chosen], labels[chosen]).float().flatten(0, 1)
+    depth_logits = _depth_logits(model, hidden[chosen], labels[chosen]).float().transpose(1, 2)
     head_width = model.config.hidden_size // n_heads
     return PretrainingLosses(
         codebook0=F.cross_entropy(model.lm_head(hidden).float(), labels[:, 0], reduction='none'),
-        depth=F.cross_entropy(depth_logits, labels[chosen][:, 1:].flatten(), reduction='sum'),
+        depth=F.cross_entropy(depth_logits, labels[chosen][:, 1:], reduction='none').sum(0),
         n_depth=len(chosen),
         guide=guide_loss(states.queries_and_keys, batch, head_width) if train else x.new_zeros(()),
         trait_errors=_trait_errors(trait_head(states.inner[:, :-1][labelled].float()), batch),

@@ -18,7 +18,7 @@ from torch import nn
 from ..core.files import save_tensors
 from ..data.codec import NanoCodecModel
 from .conversations import NEUTRAL, TRAITS, ConversationSource, draw_manner
-from .csm import N_CODEBOOKS, empty_csm, nano_config, own_parameters
+from .csm import empty_csm, nano_config, own_parameters
 from csm_expressive_nb.nano.objective import (
     PaddedBatch, encode_conversations, length_buckets, pad_batch, pretraining_losses,
 )
@@ -81,7 +81,10 @@ class PretrainingConfig:
     chunk: int = 512                # conversations that are drawn and sorted by length at a time
     decay: float = 0.3              # share of the time with a falling rate
     trait_weight: float = 0.2
+    depth_ratio: float = 0.3        # share of frames with a depth loss
+    depth_weights: tuple = (1, 1, 1, 1, 1)  # of codebooks 1 to 5: pitch, level, two residuals, aperiodicity
     seed: int = 0
+    earlier: str = ''               # checkpoint of an earlier part; step and clock start again
     world: int = 1                  # processes
     rank: int = 0
     log_seconds: float = 120
@@ -103,14 +106,17 @@ HELD_OUT_RULES = dict(
 )
 
 class HeldOutSets:
-    "Held-out conversations of three kinds, the same at every measurement"
+    """Held-out conversations of three kinds, the same at every measurement, and recorded ones where there
+    are any"""
 
-    def __init__(self, takes: list, codec: NanoCodecModel, variants: dict, n: int = 96):
+    def __init__(self, takes: list, codec: NanoCodecModel, variants: dict, n: int = 96, recorded: list = ()):
         source, rng = ConversationSource(takes, variants), np.random.default_rng(5)
         self.batches = {}
         for kind, rules in HELD_OUT_RULES.items():
             drawn = encode_conversations([source.draw(rng, rules) for _ in range(n)], codec)
             self.batches[kind] = [pad_batch(bucket) for bucket in length_buckets(drawn, 4000)]
+        if recorded:
+            self.batches['recorded'] = [pad_batch(bucket) for bucket in length_buckets(recorded, 4000)]
 
 # %% ../../nbs/chapters/93a_nano.pretraining.ipynb #c9e06a5f
 @torch.no_grad()
@@ -128,9 +134,10 @@ def measure_held_out(held_out: HeldOutSets, model, trait_head: nn.Linear) -> dic
         depth = sum(losses.depth for losses in every) / sum(losses.n_depth for losses in every)
         errors = torch.cat([losses.trait_errors[mask] for losses, mask in zip(every, masks)])
         row[f'{kind}_c0'] = round(float(codebook0.mean()), 4)
-        row[f'{kind}_depth'] = round(float(depth) / (N_CODEBOOKS - 1), 4)
+        row[f'{kind}_depth'] = round(float(depth.mean()), 4)
+        row[f'{kind}_codebooks'] = [round(value, 3) for value in depth.tolist()]
         if kind != 'single':
-            row[f'{kind}_traits'] = errors.mean(0).round(decimals=3).tolist()
+            row[f'{kind}_traits'] = [round(value, 3) for value in errors.mean(0).tolist()]
     return row
 
 # %% ../../nbs/chapters/93a_nano.pretraining.ipynb #63ff5c1d
@@ -187,9 +194,9 @@ def train_step(run: Pretraining, batch: PaddedBatch, generator: torch.Generator,
         optimizer.zero_grad(set_to_none=True)
         optimizer.param_groups[0]['lr'] = cfg.rate(run.step, progress)
     with torch.autocast('cpu', torch.bfloat16):
-        losses = pretraining_losses(run.model, run.trait_head, batch, generator)
+        losses = pretraining_losses(run.model, run.trait_head, batch, generator, cfg.depth_ratio)
     codebook0 = losses.codebook0.mean()
-    depth = losses.depth / losses.n_depth / (N_CODEBOOKS - 1)
+    depth = (losses.depth * torch.tensor(cfg.depth_weights)).mean() / losses.n_depth
     traits = losses.trait_errors.mean()
     guide_weight = 0.5 * max(0.1, 1 - 2 * progress)
     (codebook0 + depth + guide_weight * losses.guide + cfg.trait_weight * traits).backward()
@@ -203,9 +210,9 @@ def train_step(run: Pretraining, batch: PaddedBatch, generator: torch.Generator,
     return tuple(float(value.detach()) for value in (codebook0, depth, losses.guide, traits))
 
 # %% ../../nbs/chapters/93a_nano.pretraining.ipynb #483d4634
-def _next_batches(source: ConversationSource, codec, cfg: PretrainingConfig, rng) -> list[PaddedBatch]:
+def _next_batches(source, codec, cfg: PretrainingConfig, rng) -> list[PaddedBatch]:
     "Batches of the next `chunk` conversations in random order, as many for every process"
-    drawn = encode_conversations([source.draw() for _ in range(cfg.chunk)], codec)
+    drawn = source.encoded(cfg.chunk, codec)
     buckets = length_buckets(drawn, cfg.budget)
     rng.shuffle(buckets)
     n = torch.tensor([len(buckets)])
@@ -240,8 +247,8 @@ def _shared_seconds(seconds: float, cfg: PretrainingConfig) -> float:
     if cfg.world > 1: dist.broadcast(clock, 0)
     return float(clock)
 
-def _start(out: str | Path, source: ConversationSource, codec, cfg: PretrainingConfig) -> tuple:
-    "The run at its beginning or at its checkpoint, and its generators"
+def _start(out: str | Path, source, codec, cfg: PretrainingConfig) -> tuple:
+    "The run at its beginning, after an earlier part, or at its checkpoint, and its generators"
     torch.set_num_threads(1)
     if cfg.world > 1:
         address = 'tcp://127.0.0.1:29512'
@@ -250,10 +257,14 @@ def _start(out: str | Path, source: ConversationSource, codec, cfg: PretrainingC
     seed, generator = cfg.seed * 1000 + cfg.rank + 17, torch.Generator()
     if Path(f'{out}.ckpt').exists():
         run.load_state(torch.load(f'{out}.ckpt', weights_only=True))
+    elif cfg.earlier:
+        state = torch.load(cfg.earlier, weights_only=True)
+        run.load_state(state | dict(p=state['ema'], step=0, used=0.0))
     source.rng = np.random.default_rng(seed + run.step)
     generator.manual_seed(cfg.seed * 100 + cfg.rank + 7 * run.step)
     return run, generator, np.random.default_rng(cfg.seed * 77 + cfg.rank + run.step)
 
+# %% ../../nbs/chapters/93a_nano.pretraining.ipynb #46fff69d
 def _finish(run: Pretraining, held_out: HeldOutSets, log: list, out: str | Path):
     "The last line, the checkpoint, and the averaged weights in 16 bits"
     if log:
@@ -264,15 +275,13 @@ def _finish(run: Pretraining, held_out: HeldOutSets, log: list, out: str | Path)
 # %% ../../nbs/chapters/93a_nano.pretraining.ipynb #35d017bb
 def pretrain(
     out: str | Path,              # `<out>.jsonl`, `<out>.ckpt`, and at the end `<out>.safetensors`
-    takes: list, heldout: list,   # flat takes
+    source,                       # of conversations: a `ConversationSource`, or a `RecordedSource`
+    held_out: HeldOutSets | None,  # what the first process measures
     codec: NanoCodecModel, cfg: PretrainingConfig,
-    variants: dict,               # of the voices, with their sex
     steps: int | None = None,     # end at this update, before the time is over
 ) -> Pretraining:
     "Train a nano CSM, or go on from `<out>.ckpt`; the averaged weights are written in 16 bits"
-    source = ConversationSource(takes, variants)
     run, generator, rng = _start(out, source, codec, cfg)
-    held_out = HeldOutSets(heldout, codec, variants) if cfg.rank == 0 else None
     start, last, log, queue = time.time() - run.seconds, time.time(), [], []
     while True:
         run.seconds = _shared_seconds(time.time() - start, cfg)
