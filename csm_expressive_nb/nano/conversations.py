@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['NEUTRAL', 'STRAY_CHARACTERS', 'STRAY_WORDS', 'TRAITS', 'BEGIN', 'END', 'FIRST_BYTE', 'draw_manner', 'draw_rules',
-           'add_stray_characters', 'SpokenTurn', 'turn_tokens', 'speak_turn', 'ConversationSource']
+           'add_stray_characters', 'SpokenTurn', 'turn_tokens', 'write_text', 'spoken_in_frames', 'traits_of',
+           'speak_turn', 'ConversationSource']
 
 # %% ../../nbs/chapters/90b_nano.conversations.ipynb #16a98079
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..data.codec import ROWS_PER_FRAME, to_frames
-from .corpus import RULES, VARIANTS, Take, Voice, draw_voice, perform
+from .corpus import RULES, VARIANTS, Performance, Take, Voice, draw_voice, perform
 
 # %% ../../nbs/chapters/90b_nano.conversations.ipynb #ba01c9f1
 NEUTRAL = np.array(RULES['neutral'], float)
@@ -88,6 +89,27 @@ def turn_tokens(role: int, text: str) -> tuple[list[int], int]:  # (token ids, t
     head = [BEGIN, *[FIRST_BYTE + byte for byte in f'[{role}]'.encode()]]
     return [*head, *[FIRST_BYTE + byte for byte in text.encode()], END], len(head)
 
+# %% ../../nbs/chapters/90b_nano.conversations.ipynb #a3c16a18
+def write_text(
+    text: str, spoken: np.ndarray, role: int, rng: np.random.Generator  # spoken: [T] byte of `text`, or -1
+) -> tuple[list[int], np.ndarray]:  # (token ids, [T] index of the token that is being spoken, or -1)
+    "The tokens of a turn, stray characters among them"
+    text, spoken = add_stray_characters(text, spoken, rng)
+    tokens, offset = turn_tokens(role, text)
+    return tokens, np.where(spoken >= 0, spoken + offset, -1).astype(np.float32)
+
+# %% ../../nbs/chapters/90b_nano.conversations.ipynb #6390cf88
+def spoken_in_frames(spoken: np.ndarray, n_frames: int) -> np.ndarray:  # [T]
+    "What is being spoken in the middle of each frame, from rows of 10 ms"
+    middle = np.arange(n_frames) * ROWS_PER_FRAME + ROWS_PER_FRAME // 2
+    return spoken[np.minimum(middle, len(spoken) - 1)]
+
+def traits_of(performance: Performance, voice: Voice) -> np.ndarray:  # [6] as TRAITS
+    "Voice and manner of a performance in numbers"
+    f0, f0_range, rate, gain, tilt = performance.rule[:5]
+    traits = np.log(f0), np.log(voice.vocal_tract), tilt, np.log(rate), gain, np.log(f0_range)
+    return np.array(traits, np.float32)
+
 # %% ../../nbs/chapters/90b_nano.conversations.ipynb #fb8070d0
 def speak_turn(
     take: Take, voice: Voice, rule: np.ndarray, role: int, rng: np.random.Generator
@@ -96,15 +118,11 @@ def speak_turn(
     performance = perform(take, voice, rule, rng)
     start, end = rng.integers(0, ROWS_PER_FRAME, 2)
     rows = slice(start, len(performance.cepstra) - end)
-    text, spoken = add_stray_characters(take.text, performance.spoken[rows], rng)
-    tokens, offset = turn_tokens(role, text)
     features = performance.cepstra, performance.log_f0, performance.aperiodicity
     frames = to_frames(*(feature[rows] for feature in features))
-    middle = np.minimum(np.arange(len(frames[0])) * ROWS_PER_FRAME + 4, len(spoken) - 1)
-    token = np.where(spoken[middle] >= 0, spoken[middle] + offset, -1)
-    f0, f0_range, rate, gain, tilt = performance.rule[:5]
-    traits = np.log(f0), np.log(voice.vocal_tract), tilt, np.log(rate), gain, np.log(f0_range)
-    return SpokenTurn(tokens, frames, token.astype(np.float32), np.array(traits, np.float32))
+    spoken = spoken_in_frames(performance.spoken[rows], len(frames[0]))
+    tokens, spoken = write_text(take.text, spoken, role, rng)
+    return SpokenTurn(tokens, frames, spoken, traits_of(performance, voice))
 
 # %% ../../nbs/chapters/90b_nano.conversations.ipynb #3a37706c
 class ConversationSource:

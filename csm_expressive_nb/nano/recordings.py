@@ -14,11 +14,7 @@ import numpy as np, soxr, torch
 from ..data.audio import SR
 from ..data.codec import ROWS_PER_FRAME, NanoCodecModel, synthesise, to_frames, world_features
 from csm_expressive_nb.nano.conversations import (
-    NEUTRAL,
-    SpokenTurn,
-    add_stray_characters,
-    draw_manner,
-    turn_tokens,
+    NEUTRAL, SpokenTurn, draw_manner, spoken_in_frames, traits_of, write_text,
 )
 from .corpus import VARIANTS, Take, Voice, draw_voice, perform
 
@@ -66,11 +62,8 @@ def record_turn(
     start, end = rng.integers(0, ROWS_PER_FRAME, 2)
     rows = slice(start, n - end)
     frames = to_frames(*(feature[:n][rows] for feature in world_features(sound)))
-    spoken = performance.spoken[rows]
-    middle = np.minimum(np.arange(len(frames[0])) * ROWS_PER_FRAME + 4, len(spoken) - 1)
-    f0, f0_range, rate, gain, tilt = performance.rule[:5]
-    traits = np.log(f0), np.log(voice.vocal_tract), tilt, np.log(rate), gain, np.log(f0_range)
-    return RecordedTurn(take.text, codec.quantise(*frames), spoken[middle], np.array(traits, np.float32))
+    spoken = spoken_in_frames(performance.spoken[rows], len(frames[0]))
+    return RecordedTurn(take.text, codec.quantise(*frames), spoken, traits_of(performance, voice))
 
 # %% ../../nbs/chapters/92a_nano.recordings.ipynb #b81a2b09
 N_NEUTRAL, N_MANNER = 3, 2
@@ -98,10 +91,8 @@ def _draw_pair(rng: np.random.Generator) -> tuple[int | None, int]:
 
 def as_turn(recorded: RecordedTurn, role: int, rng: np.random.Generator) -> tuple[SpokenTurn, torch.Tensor]:
     "A recorded turn as training reads it, with its codes"
-    text, spoken = add_stray_characters(recorded.text, recorded.spoken.astype(int), rng)
-    tokens, offset = turn_tokens(role, text)
-    token = np.where(spoken >= 0, spoken + offset, -1).astype(np.float32)
-    return SpokenTurn(tokens, (), token, recorded.traits), recorded.codes
+    tokens, spoken = write_text(recorded.text, recorded.spoken.astype(int), role, rng)
+    return SpokenTurn(tokens, (), spoken, recorded.traits), recorded.codes
 
 # %% ../../nbs/chapters/92a_nano.recordings.ipynb #023f49a5
 class RecordedSource:
