@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SR', 'REASONS', 'TARGET_DB', 'F0MIN', 'F0MAX', 'F0_FRAME', 'MIN_VOICED_FRAMES', 'AudioError', 'wav_data_bytes',
-           'check_bytes', 'decode', 'resample', 'load_audio', 'trim', 'rms_db', 'speaker_gains', 'track_f0',
-           'median_f0', 'Augment', 'apply_augmentation', 'draw_augmentation']
+           'check_bytes', 'decode', 'resample', 'load_audio', 'speech_bounds', 'trim', 'rms_db', 'speaker_gains',
+           'track_f0', 'median_f0', 'Augment', 'apply_augmentation', 'draw_augmentation']
 
 # %% ../../nbs/chapters/10_data.audio.ipynb #8668273f
 import functools, io, struct
@@ -149,15 +149,22 @@ def load_audio(path: str | Path, sr: int = SR) -> np.ndarray:  # float32 mono [n
     return resample(samples, info['rate'], sr)
 
 # %% ../../nbs/chapters/10_data.audio.ipynb #ab07ea1d
-def trim(samples: np.ndarray,       # [n]
-         top_db: float = 40.0,      # silence is this far under the clip's own peak
-         margin: float = 0.1,       # seconds of it that stay
-         sr: int = SR               # Hz
-         ) -> np.ndarray:
-    "Samples without leading and trailing silence"
+def speech_bounds(
+    samples: np.ndarray,    # [n]
+    top_db: float = 40.0,   # silence is this far under the clip's own peak
+    margin: float = 0.1,    # seconds of it that stay
+    sr: int = SR,           # Hz
+) -> tuple[int, int]:  # first sample, and the one after the last
+    "Where a clip is not silent"
     _, (start, end) = librosa.effects.trim(samples, top_db=top_db, frame_length=960, hop_length=240)
     margin_samples = int(margin * sr)
-    return samples[max(0, start - margin_samples) : end + margin_samples]
+    return max(0, start - margin_samples), min(len(samples), end + margin_samples)
+
+# %% ../../nbs/chapters/10_data.audio.ipynb #6ed77e47
+def trim(samples: np.ndarray, **bounds) -> np.ndarray:  # [n], and arguments of `speech_bounds`
+    "Samples without leading and trailing silence"
+    start, end = speech_bounds(samples, **bounds)
+    return samples[start:end]
 
 # %% ../../nbs/chapters/10_data.audio.ipynb #1b84af4f
 TARGET_DB = -25.0           # RMS level of a speaker's neutral clips, dB re full scale

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NEUTRAL', 'STRAY_CHARACTERS', 'STRAY_WORDS', 'TRAITS', 'BEGIN', 'END', 'FIRST_BYTE', 'draw_manner', 'draw_rules',
-           'add_stray_characters', 'SpokenTurn', 'turn_tokens', 'write_text', 'spoken_in_frames', 'traits_of',
+           'add_stray_characters', 'SpokenTurn', 'turn_tokens', 'tokenize_turn', 'spoken_in_frames', 'traits_of',
            'speak_turn', 'ConversationSource']
 
 # %% ../../nbs/chapters/90b_nano.conversations.ipynb #16a98079
@@ -90,7 +90,7 @@ def turn_tokens(role: int, text: str) -> tuple[list[int], int]:  # (token ids, t
     return [*head, *[FIRST_BYTE + byte for byte in text.encode()], END], len(head)
 
 # %% ../../nbs/chapters/90b_nano.conversations.ipynb #a3c16a18
-def write_text(
+def tokenize_turn(
     text: str, spoken: np.ndarray, role: int, rng: np.random.Generator  # spoken: [T] byte of `text`, or -1
 ) -> tuple[list[int], np.ndarray]:  # (token ids, [T] index of the token that is being spoken, or -1)
     "The tokens of a turn, stray characters among them"
@@ -121,7 +121,7 @@ def speak_turn(
     features = performance.cepstra, performance.log_f0, performance.aperiodicity
     frames = to_frames(*(feature[rows] for feature in features))
     spoken = spoken_in_frames(performance.spoken[rows], len(frames[0]))
-    tokens, spoken = write_text(take.text, spoken, role, rng)
+    tokens, spoken = tokenize_turn(take.text, spoken, role, rng)
     return SpokenTurn(tokens, frames, spoken, traits_of(performance, voice))
 
 # %% ../../nbs/chapters/90b_nano.conversations.ipynb #3a37706c

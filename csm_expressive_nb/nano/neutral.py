@@ -15,9 +15,10 @@ import numpy as np, torch
 from safetensors import safe_open
 
 from ..core.files import assets, save_tensors
-from ..data.codec import NanoCodecModel, to_frames
+from ..data.codec import NanoCodecModel
 from .conversations import NEUTRAL
-from .corpus import Voice, draw_voices, make_takes, perform
+from .corpus import Voice, draw_voices, make_takes
+from .recordings import draw_channel, record_turns
 
 # %% ../../nbs/chapters/94_nano.neutral.ipynb #8fc3a3c1
 @dataclass(frozen=True)
@@ -39,14 +40,18 @@ def neutral_voices(name: str) -> list[Voice]:
 def make_neutral(
     texts: list[str], voices: list[Voice], codec: NanoCodecModel, processes: int = 2
 ) -> list[NeutralUtterance]:
-    "The sentences, spoken by the voices in turn"
-    speakers = [i % len(voices) for i in range(len(texts))]
-    takes = make_takes([(text, voices[i].variant) for text, i in zip(texts, speakers)], processes)
-    utterances = []
-    for number, (take, speaker) in enumerate(zip(takes, speakers)):
-        spoken = perform(take, voices[speaker], NEUTRAL, np.random.default_rng(number))
-        frames = to_frames(spoken.cepstra, spoken.log_f0, spoken.aperiodicity)
-        utterances.append(NeutralUtterance(take.text, speaker, codec.quantise(*frames)))
+    "The sentences, spoken by the voices in turn, recorded and encoded"
+    variants = [voices[i % len(voices)].variant for i in range(len(texts))]
+    takes = make_takes(list(zip(texts, variants)), processes)
+    utterances = [None] * len(texts)
+    for speaker, voice in enumerate(voices):
+        positions = range(speaker, len(texts), len(voices))
+        rng = np.random.default_rng(speaker)
+        rules = [NEUTRAL.copy() for _ in positions]
+        own = [takes[position] for position in positions]
+        turns = record_turns(own, voice, rules, codec, rng, draw_channel(rng))
+        for position, turn in zip(positions, turns):
+            utterances[position] = NeutralUtterance(turn.text, speaker, turn.codes)
     return utterances
 
 # %% ../../nbs/chapters/94_nano.neutral.ipynb #618045da

@@ -8,7 +8,7 @@ __all__ = ['EncodedTurn', 'GUIDED_LAYERS', 'LOOK_AHEAD', 'TRAIT_LAYER', 'TRAIT_M
            'corrupt_history', 'guide_loss', 'PretrainingLosses', 'embed_batch', 'pretraining_losses']
 
 # %% ../../nbs/chapters/93_nano.objective.ipynb #4f48eb76
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np, torch, torch.nn.functional as F
 from fastcore.basics import patch
@@ -100,10 +100,16 @@ def pad_batch(conversations: list[list[EncodedTurn]]) -> PaddedBatch:
             start = end + 1
     return batch
 
+# %% ../../nbs/chapters/93_nano.objective.ipynb #e963f313
+@patch
+def to(self: PaddedBatch, device: torch.device) -> PaddedBatch:
+    "The batch on a device"
+    return PaddedBatch(*(getattr(self, part.name).to(device, non_blocking=True) for part in fields(self)))
+
 # %% ../../nbs/chapters/93_nano.objective.ipynb #b8ee430b
-def _rotary_tables(n: int, width: int, theta: float = 1000.0) -> tuple:  # cos, sin [n, width]
-    frequencies = 1 / theta ** (torch.arange(0, width, 2).float() / width)
-    angles = torch.outer(torch.arange(n).float(), frequencies).repeat(1, 2)
+def _rotary_tables(n: int, width: int, device: torch.device) -> tuple:  # cos, sin [n, width]
+    frequencies = 1 / 1000.0 ** (torch.arange(0, width, 2, device=device).float() / width)
+    angles = torch.outer(torch.arange(n, device=device).float(), frequencies).repeat(1, 2)
     return angles.cos(), angles.sin()
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -124,7 +130,7 @@ def run_layers(
 ) -> LayerStates:
     "Llama layers written out"
     n_rows, length, width = x.shape
-    cos, sin = _rotary_tables(length, width // n_heads)
+    cos, sin = _rotary_tables(length, width // n_heads, x.device)
     states = LayerStates(x)
     for i, layer in enumerate(layers):
         attention, mlp = layer.self_attn, layer.mlp
@@ -145,41 +151,48 @@ def run_layers(
     return states
 
 # %% ../../nbs/chapters/93_nano.objective.ipynb #925cc6cc
+def _random_rates(batch: PaddedBatch, generator: torch.Generator, most: float) -> torch.Tensor:  # [B,2]
+    "Share of random frames in each turn; none in half of the reference turns"
+    rates = torch.rand(len(batch.codes), 2, generator=generator, device=batch.codes.device) * most
+    has_reference = (batch.turn == 1).any(1)
+    is_spared = torch.rand(len(rates), generator=generator, device=rates.device) < 0.5
+    rates[:, 0] *= ~(has_reference & is_spared)
+    return rates
+
+# %% ../../nbs/chapters/93_nano.objective.ipynb #221e9922
 def corrupt_history(
     batch: PaddedBatch, generator: torch.Generator, most: float = 0.6, single: float = 0.07
 ) -> torch.Tensor:  # codes [B,L,K] to read
     "Codes with random frames and random single codes among them"
-    codes, is_audio = batch.codes, batch.is_audio
+    codes, is_audio, device = batch.codes, batch.is_audio, batch.codes.device
     pool = codes[is_audio]
-    rates = torch.rand(len(codes), 2, generator=generator) * most       # of each turn
-    has_reference = (batch.turn == 1).any(1)
-    rates[:, 0] *= ~(has_reference & (torch.rand(len(codes), generator=generator) < 0.5))
-    rate = rates.gather(1, batch.turn.clamp(min=0))
-    frame_hit = (torch.rand(is_audio.shape, generator=generator) < rate) & is_audio
-    random_frames = pool[torch.randint(len(pool), is_audio.shape, generator=generator)]
+    rate = _random_rates(batch, generator, most).gather(1, batch.turn.clamp(min=0))
+    frame_hit = (torch.rand(is_audio.shape, generator=generator, device=device) < rate) & is_audio
+    random_frames = pool[torch.randint(len(pool), is_audio.shape, generator=generator, device=device)]
     corrupted = torch.where(frame_hit[..., None], random_frames, codes)
-    code_hit = (torch.rand(codes.shape, generator=generator) < single) & is_audio[..., None]
-    random_positions = torch.randint(len(pool), codes.shape, generator=generator)
-    random_codes = pool[random_positions, torch.arange(codes.shape[-1])]
+    is_hit = torch.rand(codes.shape, generator=generator, device=device) < single
+    code_hit = is_hit & is_audio[..., None]
+    random_positions = torch.randint(len(pool), codes.shape, generator=generator, device=device)
+    random_codes = pool[random_positions, torch.arange(codes.shape[-1], device=device)]
     return torch.where(code_hit, random_codes, corrupted)
 
 # %% ../../nbs/chapters/93_nano.objective.ipynb #f1af1d7b
 GUIDED_LAYERS, LOOK_AHEAD = (1, 2), torch.tensor([0.0, 1.5, 3.5])       # bytes, of heads 0, 1, 2
 
-def guide_loss(queries_and_keys: list[tuple], batch: PaddedBatch, head_width: int) -> torch.Tensor:
+def guide_loss(queries_and_keys: list[tuple], batch: PaddedBatch) -> torch.Tensor:
     "Cross-entropy of attention within the turn's own text towards a Gaussian (.8 bytes) at the target byte"
     row, position = (batch.spoken >= 0).nonzero(as_tuple=True)
     start, end = batch.text_start[row, position], batch.text_end[row, position]
-    offsets = torch.arange(int((end - start).max())).float()
+    offsets = torch.arange(int((end - start).max()), device=start.device).float()
     valid = (offsets[None] < (end - start)[:, None])[:, None]
-    ahead = (batch.spoken[row, position] - start)[:, None] + LOOK_AHEAD
+    ahead = (batch.spoken[row, position] - start)[:, None] + LOOK_AHEAD.to(start.device)
     center = torch.minimum(ahead, (end - start)[:, None] - 1)
     log_target = -((offsets - center[..., None]) ** 2) / (2 * 0.8**2)
     target = log_target.masked_fill(~valid, -1e9).softmax(-1)
     own_text = (start[:, None] + offsets[None]).long().clamp(max=batch.spoken.shape[1] - 1)
     losses = []
     for q, k in queries_and_keys:
-        scores = (q.float() @ k.float().transpose(2, 3) * head_width**-0.5)[row, :, position]
+        scores = (q.float() @ k.float().transpose(2, 3) * q.shape[-1] ** -0.5)[row, :, position]
         within = scores.gather(2, own_text[:, None].expand(-1, 3, -1)).masked_fill(~valid, -1e9)
         losses.append(-(target * within.log_softmax(-1)).sum(-1).mean())
     return sum(losses) / len(losses)
@@ -202,7 +215,7 @@ class PretrainingLosses:
 # %% ../../nbs/chapters/93_nano.objective.ipynb #4592a60e
 def _depth_logits(model, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:  # [n,K-1,V]
     decoder, n_codebooks = model.depth_decoder.model, labels.shape[1]
-    offsets = torch.arange(n_codebooks - 1) * model.config.vocab_size
+    offsets = torch.arange(n_codebooks - 1, device=labels.device) * model.config.vocab_size
     embedded = torch.cat([hidden[:, None], decoder.embed_tokens(labels[:, :-1] + offsets)], 1)
     projected = decoder.inputs_embeds_projector(embedded)
     states = run_layers(decoder.layers, decoder.norm, projected, 4)
@@ -215,9 +228,15 @@ def embed_batch(model, batch: PaddedBatch, codes: torch.Tensor) -> torch.Tensor:
     x[batch.is_audio] = model.backbone_model.embed_tokens(codes[batch.is_audio][None])[0].to(x.dtype)
     return x
 
+# %% ../../nbs/chapters/93_nano.objective.ipynb #b943c28b
+def _draw_share(n: int, share: float, generator: torch.Generator) -> torch.Tensor:
+    "A random share of `n` positions, at least one"
+    return torch.randperm(n, generator=generator, device=generator.device)[: max(1, round(n * share))]
+
 def _trait_errors(predicted: torch.Tensor, batch: PaddedBatch) -> torch.Tensor:  # [n,6]
     traits = batch.traits[:, 1:][batch.is_audio[:, 1:]]
-    return (predicted - (traits - TRAIT_MEANS) / TRAIT_SCALES) ** 2
+    means, scales = TRAIT_MEANS.to(traits.device), TRAIT_SCALES.to(traits.device)
+    return (predicted - (traits - means) / scales) ** 2
 
 # %% ../../nbs/chapters/93_nano.objective.ipynb #c72a9a46
 def pretraining_losses(
@@ -232,14 +251,13 @@ def pretraining_losses(
     states = run_layers(backbone.layers, backbone.norm, x, n_heads, guided, TRAIT_LAYER)
     labelled = batch.is_audio[:, 1:]
     hidden, labels = states.output[:, :-1][labelled], batch.codes[:, 1:][labelled]
-    chosen = torch.randperm(len(labels), generator=generator)[: max(1, round(len(labels) * depth_ratio))]
+    chosen = _draw_share(len(labels), depth_ratio, generator)
     depth_logits = _depth_logits(model, hidden[chosen], labels[chosen]).float().transpose(1, 2)
-    head_width = model.config.hidden_size // n_heads
     return PretrainingLosses(
         codebook0=F.cross_entropy(model.lm_head(hidden).float(), labels[:, 0], reduction='none'),
         depth=F.cross_entropy(depth_logits, labels[chosen][:, 1:], reduction='none').sum(0),
         n_depth=len(chosen),
-        guide=guide_loss(states.queries_and_keys, batch, head_width) if train else x.new_zeros(()),
+        guide=guide_loss(states.queries_and_keys, batch) if train else x.new_zeros(()),
         trait_errors=_trait_errors(trait_head(states.inner[:, :-1][labelled].float()), batch),
         is_target=batch.turn[:, 1:][labelled] == 1,
     )

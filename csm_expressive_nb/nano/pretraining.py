@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HELD_OUT_RULES', 'newton_schulz', 'Muon', 'PretrainingConfig', 'HeldOutSets', 'measure_held_out', 'Pretraining',
-           'train_step', 'pretrain']
+           'train_step', 'ConversationBatches', 'load_batches', 'pretrain']
 
 # %% ../../nbs/chapters/93a_nano.pretraining.ipynb #2e212388
 import json, os, time
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np, torch, torch.distributed as dist
 from fastcore.basics import patch
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ..core.files import save_tensors
 from ..data.codec import NanoCodecModel
@@ -84,7 +85,9 @@ class PretrainingConfig:
     depth_ratio: float = 0.3        # share of frames with a depth loss
     depth_weights: tuple = (1, 1, 1, 1, 1)  # of codebooks 1 to 5: pitch, level, two residuals, aperiodicity
     seed: int = 0
-    earlier: str = ''               # checkpoint of an earlier part; step and clock start again
+    earlier: str = ''               # checkpoint of an earlier part, whose averaged weights are the start
+    device: str = 'cpu'             # or 'cuda'
+    workers: int = 0                # processes that draw conversations; 0: the training process does
     world: int = 1                  # processes
     rank: int = 0
     log_seconds: float = 120
@@ -122,11 +125,11 @@ class HeldOutSets:
 @torch.no_grad()
 def measure_held_out(held_out: HeldOutSets, model, trait_head: nn.Linear) -> dict:
     "NLL of the target turn, nats per code, and squared errors of the traits read from the inner layer"
-    row = {}
+    row, device = {}, trait_head.weight.device
     for kind, batches in held_out.batches.items():
-        with torch.autocast('cpu', torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16):
             every = [
-                pretraining_losses(model, trait_head, batch, torch.Generator(), 1.0, train=False)
+                pretraining_losses(model, trait_head, batch.to(device), torch.Generator(device), 1.0, False)
                 for batch in batches
             ]
         masks = [~losses.is_target if kind == 'single' else losses.is_target for losses in every]
@@ -145,8 +148,8 @@ class Pretraining:
     "The state of a run: model, trait head, optimisers, averaged weights, and where it stands"
 
     def __init__(self, cfg: PretrainingConfig, model):
-        self.cfg, self.model = cfg, model
-        self.trait_head = nn.Linear(model.config.hidden_size, len(TRAITS))
+        self.cfg, self.model = cfg, model.to(cfg.device)
+        self.trait_head = nn.Linear(model.config.hidden_size, len(TRAITS)).to(cfg.device)
         self.named = own_parameters(model)
         self.parameters = [*self.named.values(), *self.trait_head.parameters()]
         matrices = [p for name, p in self.named.items() if p.ndim == 2 and 'proj' in name]
@@ -193,10 +196,12 @@ def train_step(run: Pretraining, batch: PaddedBatch, generator: torch.Generator,
     for optimizer in run.optimizers:
         optimizer.zero_grad(set_to_none=True)
         optimizer.param_groups[0]['lr'] = cfg.rate(run.step, progress)
-    with torch.autocast('cpu', torch.bfloat16):
+    batch = batch.to(generator.device)
+    with torch.autocast(generator.device.type, torch.bfloat16):
         losses = pretraining_losses(run.model, run.trait_head, batch, generator, cfg.depth_ratio)
     codebook0 = losses.codebook0.mean()
-    depth = (losses.depth * torch.tensor(cfg.depth_weights)).mean() / losses.n_depth
+    depth_weights = torch.tensor(cfg.depth_weights, device=generator.device)
+    depth = (losses.depth * depth_weights).mean() / losses.n_depth
     traits = losses.trait_errors.mean()
     guide_weight = 0.5 * max(0.1, 1 - 2 * progress)
     (codebook0 + depth + guide_weight * losses.guide + cfg.trait_weight * traits).backward()
@@ -207,17 +212,31 @@ def train_step(run: Pretraining, batch: PaddedBatch, generator: torch.Generator,
     torch._foreach_lerp_(run.average, [p.detach() for p in run.parameters], 1 - decay)
     run.step += 1
     run.n_conversations += len(batch.text) * cfg.world
-    return tuple(float(value.detach()) for value in (codebook0, depth, losses.guide, traits))
+    return tuple(torch.stack([codebook0, depth, losses.guide, traits]).tolist())
 
 # %% ../../nbs/chapters/93a_nano.pretraining.ipynb #483d4634
-def _next_batches(source, codec, cfg: PretrainingConfig, rng) -> list[PaddedBatch]:
-    "Batches of the next `chunk` conversations in random order, as many for every process"
-    drawn = source.encoded(cfg.chunk, codec)
-    buckets = length_buckets(drawn, cfg.budget)
-    rng.shuffle(buckets)
-    n = torch.tensor([len(buckets)])
-    if cfg.world > 1: dist.all_reduce(n, dist.ReduceOp.MIN)
-    return [pad_batch(bucket) for bucket in buckets[: int(n)]]
+class ConversationBatches(IterableDataset):
+    "Endless batches: `chunk` conversations at a time, sorted by length, in random order"
+
+    def __init__(self, source, codec, cfg: PretrainingConfig, step: int):
+        self.source, self.codec, self.cfg, self.step = source, codec, cfg, step
+
+    def __iter__(self):
+        worker = get_worker_info()
+        seed = [self.cfg.seed, self.cfg.rank, self.step, worker.id if worker else 0]
+        self.source.rng = np.random.default_rng([*seed, 0])
+        rng = np.random.default_rng([*seed, 1])
+        while True:
+            buckets = length_buckets(self.source.encoded(self.cfg.chunk, self.codec), self.cfg.budget)
+            rng.shuffle(buckets)
+            for bucket in buckets: yield pad_batch(bucket)
+
+# %% ../../nbs/chapters/93a_nano.pretraining.ipynb #24ed9128
+def load_batches(source, codec, cfg: PretrainingConfig, step: int = 0):
+    "Batches for the updates after `step`, drawn by `cfg.workers` processes"
+    ahead = 4 if cfg.workers else None
+    batches = ConversationBatches(source, codec, cfg, step)
+    return iter(DataLoader(batches, batch_size=None, num_workers=cfg.workers, prefetch_factor=ahead))
 
 # %% ../../nbs/chapters/93a_nano.pretraining.ipynb #124255d4
 def _write_progress(run: Pretraining, held_out: HeldOutSets, log: list[tuple], progress: float, out: Path):
@@ -247,22 +266,22 @@ def _shared_seconds(seconds: float, cfg: PretrainingConfig) -> float:
     if cfg.world > 1: dist.broadcast(clock, 0)
     return float(clock)
 
-def _start(out: str | Path, source, codec, cfg: PretrainingConfig) -> tuple:
-    "The run at its beginning, after an earlier part, or at its checkpoint, and its generators"
+def _start(out: str | Path, codec, cfg: PretrainingConfig) -> tuple[Pretraining, torch.Generator]:
+    "The run at its beginning, after an earlier part, or at its checkpoint, and its generator"
     torch.set_num_threads(1)
     if cfg.world > 1:
         address = 'tcp://127.0.0.1:29512'
         dist.init_process_group('gloo', rank=cfg.rank, world_size=cfg.world, init_method=address)
     run = Pretraining(cfg, empty_csm(nano_config(codebook_size=codec.config.codebook_size), cfg.seed))
-    seed, generator = cfg.seed * 1000 + cfg.rank + 17, torch.Generator()
+    read = dict(weights_only=True, map_location=cfg.device)
     if Path(f'{out}.ckpt').exists():
-        run.load_state(torch.load(f'{out}.ckpt', weights_only=True))
+        run.load_state(torch.load(f'{out}.ckpt', **read))
     elif cfg.earlier:
-        state = torch.load(cfg.earlier, weights_only=True)
-        run.load_state(state | dict(p=state['ema'], step=0, used=0.0))
-    source.rng = np.random.default_rng(seed + run.step)
-    generator.manual_seed(cfg.seed * 100 + cfg.rank + 7 * run.step)
-    return run, generator, np.random.default_rng(cfg.seed * 77 + cfg.rank + run.step)
+        state = torch.load(cfg.earlier, **read)
+        averages = [average.float() for average in state['ema']]
+        run.load_state(dict(p=averages, o=[], ema=averages, step=0, seen=state['seen'], used=0.0))
+    generator = torch.Generator(cfg.device).manual_seed(cfg.seed * 100 + cfg.rank + 7 * run.step)
+    return run, generator
 
 # %% ../../nbs/chapters/93a_nano.pretraining.ipynb #46fff69d
 def _finish(run: Pretraining, held_out: HeldOutSets, log: list, out: str | Path):
@@ -281,14 +300,14 @@ def pretrain(
     steps: int | None = None,     # end at this update, before the time is over
 ) -> Pretraining:
     "Train a nano CSM, or go on from `<out>.ckpt`; the averaged weights are written in 16 bits"
-    run, generator, rng = _start(out, source, codec, cfg)
-    start, last, log, queue = time.time() - run.seconds, time.time(), [], []
+    run, generator = _start(out, codec, cfg)
+    batches = load_batches(source, codec, cfg, run.step)
+    start, last, log = time.time() - run.seconds, time.time(), []
     while True:
         run.seconds = _shared_seconds(time.time() - start, cfg)
         progress = run.seconds / cfg.minutes / 60
         if progress >= 1 or run.step == steps: break
-        if not queue: queue = _next_batches(source, codec, cfg, rng)
-        log.append(train_step(run, queue.pop(), generator, progress))
+        log.append(train_step(run, next(batches), generator, progress))
         if time.time() - last > cfg.log_seconds:
             last = time.time()
             if cfg.rank == 0: _write_progress(run, held_out, log, progress, out)

@@ -145,15 +145,18 @@ def prosody_values(clips: list[Speech]) -> np.ndarray:  # [n,3] as PROSODY_UNITS
 
 # %% ../../nbs/chapters/95_nano.probes.ipynb #92edd72c
 def measure_voice(probes: ProbeSet, clips: list[Speech], references: list[Speech]) -> dict:
-    "How near the clips are to their speakers"
+    "How near the clips are to their speakers, and F0 to that of the reference turn as well"
     speakers = probes.speakers()
     of_speaker = 12 * np.log2([probes.voices[k].f0 for k in speakers])
-    f0_error = prosody_values(clips)[:, 0] - of_speaker
+    f0, of_reference = prosody_values(clips)[:, 0], prosody_values(references)[:, 0]
+    f0_error = f0 - of_speaker
     is_close = np.abs(f0_error) < 1.5                  # False without voice
+    is_close_to_reference = np.abs(f0 - of_reference) < 1.5
     same = np.array([nearest_speaker(probes, clip) for clip in clips]) == speakers
     fitted = np.array(fitted_speakers(probes, clips, references)) == speakers
     return dict(
         f0_within_1_5=wilson(is_close.sum(), len(is_close)),
+        f0_within_1_5_of_reference=wilson(is_close_to_reference.sum(), len(is_close)),
         f0_error_median=round(float(np.nanmedian(np.abs(f0_error))), 2),
         f0_spread=round(float(np.nanstd(f0_error)), 2),
         vocal_tract=bootstrap(same, speakers, limits=(0, 1)),
