@@ -59,6 +59,7 @@ class Recording:
     spoken: np.ndarray      # byte of `text` that is being spoken in each 10 ms, -1 in silence
     traits: np.ndarray      # [6] as `conversations.TRAITS`
 
+# %% ../../nbs/chapters/92a_nano.recordings.ipynb #96934445
 def record(
     take: Take, voice: Voice, rule: np.ndarray, rng: np.random.Generator, channel: Channel = Channel()
 ) -> Recording:
@@ -88,6 +89,7 @@ class RecordedTurn:
     spoken: np.ndarray      # [T] index of the byte of `text` that is being spoken, -1 in silence
     traits: np.ndarray      # [6] as `conversations.TRAITS`
 
+# %% ../../nbs/chapters/92a_nano.recordings.ipynb #382764fb
 def encode_recording(
     recording: Recording, codec: NanoCodecModel, rng: np.random.Generator
 ) -> RecordedTurn:
