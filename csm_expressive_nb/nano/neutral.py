@@ -47,9 +47,8 @@ def make_neutral(
     for speaker, voice in enumerate(voices):
         positions = range(speaker, len(texts), len(voices))
         rng = np.random.default_rng(speaker)
-        rules = [NEUTRAL.copy() for _ in positions]
         own = [takes[position] for position in positions]
-        turns = record_turns(own, voice, rules, codec, rng, draw_channel(rng))
+        turns = record_turns(own, voice, [NEUTRAL] * len(own), codec, rng, draw_channel(rng))
         for position, turn in zip(positions, turns):
             utterances[position] = NeutralUtterance(turn.text, speaker, turn.codes)
     return utterances

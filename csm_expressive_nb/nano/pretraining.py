@@ -114,22 +114,24 @@ class HeldOutSets:
 
     def __init__(self, takes: list, codec: NanoCodecModel, variants: dict, n: int = 96, recorded: list = ()):
         source, rng = ConversationSource(takes, variants), np.random.default_rng(5)
-        self.batches = {}
+        conversations = {}
         for kind, rules in HELD_OUT_RULES.items():
-            drawn = encode_conversations([source.draw(rng, rules) for _ in range(n)], codec)
+            conversations[kind] = encode_conversations([source.draw(rng, rules) for _ in range(n)], codec)
+        if recorded: conversations['recorded'] = recorded
+        self.batches = {}
+        for kind, drawn in conversations.items():
             self.batches[kind] = [pad_batch(bucket) for bucket in length_buckets(drawn, 4000)]
-        if recorded:
-            self.batches['recorded'] = [pad_batch(bucket) for bucket in length_buckets(recorded, 4000)]
 
 # %% ../../nbs/chapters/93a_nano.pretraining.ipynb #c9e06a5f
 @torch.no_grad()
 def measure_held_out(held_out: HeldOutSets, model, trait_head: nn.Linear) -> dict:
     "NLL of the target turn, nats per code, and squared errors of the traits read from the inner layer"
     row, device = {}, trait_head.weight.device
+    clean = dict(depth_ratio=1.0, train=False)
     for kind, batches in held_out.batches.items():
         with torch.autocast(device.type, torch.bfloat16):
             every = [
-                pretraining_losses(model, trait_head, batch.to(device), torch.Generator(device), 1.0, False)
+                pretraining_losses(model, trait_head, batch.to(device), torch.Generator(device), **clean)
                 for batch in batches
             ]
         masks = [~losses.is_target if kind == 'single' else losses.is_target for losses in every]

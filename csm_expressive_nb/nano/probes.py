@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import jiwer, numpy as np, torch
 
-from ..data.codec import synthesise, world_features
+from ..data.codec import world_features
 from ..evaluation import metrics               # registers the phoneme error rate
 from ..evaluation.acoustics import prosody
 from ..evaluation.measurement import load as load_metric
@@ -20,8 +20,9 @@ from ..evaluation.metrics import ForcedChoice
 from ..evaluation.stats import bootstrap, wilson
 from .conversations import NEUTRAL
 from csm_expressive_nb.nano.corpus import (
-    GAIN, TILT, VARIANTS, Take, Voice, draw_voices, make_takes, perform, vocal_tract_matrix,
+    GAIN, TILT, VARIANTS, Take, Voice, draw_voices, make_takes, vocal_tract_matrix,
 )
+from .recordings import record
 from .texts import text_plan
 from ..speech.generation import Speech, decode, speak
 
@@ -40,9 +41,8 @@ class ProbeSet:
     def record(self, text: str, voice: Voice, rule, seed: int) -> Speech:
         "A recording of a sentence"
         take = self.takes[text, voice.variant]
-        spoken = perform(take, voice, np.array(rule, float), np.random.default_rng(seed))
-        sound = synthesise(spoken.cepstra, spoken.log_f0, spoken.aperiodicity)
-        return Speech(text, 0, sound, None, True)
+        recording = record(take, voice, np.array(rule, float), np.random.default_rng(seed))
+        return Speech(text, 0, recording.sound, None, True)
 
     def record_each(self, texts: list[str], rule, first_seed: int) -> list[Speech]:
         "One recording per sentence, by the voices in turn"
