@@ -103,7 +103,12 @@ def evaluate(
             '--seeds 3 --all.',
         ),
     ] = 2,
-    contexts: Annotated[int, typer.Option(min=0, help='Sentences spoken again after a context turn.')] = 8,
+    reference_turns: Annotated[
+        bool,
+        typer.Option(
+            help='Speak after neutral recordings of held-out speakers; without, no voice is compared.'
+        ),
+    ] = True,
     recordings: Annotated[int, typer.Option(min=0, help='Recordings per emotion, as the topline.')] = 12,
     all_clips: Annotated[bool, typer.Option('--all', help='Slow metrics measure every clip, too.')] = False,
     download: Annotated[
@@ -119,12 +124,12 @@ def evaluate(
 ):
     """Speak and measure: base, adapter and recordings on the same metrics, with intervals and the emotion
     classifiers' own error. Resumable."""
-    from csm_expressive_nb.pipelines import evaluate
+    from csm_expressive_nb.pipelines import evaluate, evaluate_folder
     from csm_expressive_nb.report import evaluation_page
     settings = evaluate.Protocol(
         sentences=sentences,
         seeds=seeds,
-        contexts=contexts,
+        reference_turns=reference_turns,
         recordings=recordings,
         metrics=[name.strip() for name in metrics.split(',') if name.strip()],
         few=not all_clips,
@@ -138,7 +143,7 @@ def evaluate(
         return _print_run_evaluation(folder, evaluate.evaluate(folder, baseline, settings, jobs))
     if baseline:
         raise ValueError(f'{folder} is no run folder (it has no config.yaml): --baseline compares two runs')
-    result = evaluate.evaluate_folder(folder, out, settings, jobs)
+    result = evaluate_folder.evaluate_folder(folder, out, settings, jobs)
     typer.echo(evaluation_page.evaluation_text(result))
     typer.echo(f'numbers: {result["out"]}/evaluation.json')
 
@@ -224,7 +229,7 @@ def _run_folders(folder: Path) -> list[Path]:
 def scale_sweep(
     run: Annotated[Path, typer.Argument(help='A finished run folder.')],
     scales: Annotated[
-        str, typer.Option(help='Strengths of the adapter, separated by commas; 1 is as trained.')
+        str, typer.Option(help='Strengths of the adapter, separated by commas; 1 is as the run left it.')
     ] = '0,.25,.5,.75,1,1.25,1.5',
     sentences: Annotated[int, typer.Option(min=2, max=48, help='Sentences spoken at each.')] = 24,
 ):

@@ -13,12 +13,14 @@ def pytest_configure(config):
 
 @pytest.fixture
 def short_speech(monkeypatch):
-    "Runs of this process say ten frames per sentence: for tests of what a run does, not of how it sounds"
+    """Runs of this process say ten frames per sentence, and eight of their own: for tests of what a run does,
+    not of how it sounds"""
     from csm_expressive_nb.pipelines import emotion, evaluate, preparation
     from csm_expressive_nb.speech import generation
     short = partial(generation.speak, max_frames=10)
     for module in (preparation, emotion, evaluate):
         monkeypatch.setattr(module, 'speak', short)
+    monkeypatch.setattr(preparation, 'OWN_CLIPS', 8)
 
 @pytest.fixture(scope='session')
 def few_clips(tmp_path_factory) -> str:

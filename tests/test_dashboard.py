@@ -22,6 +22,7 @@ def write_samples(folder: Path, emotion: str, report: dict, sounds: list):
     (folder / 'samples').mkdir()
     for i, sample in enumerate(report['samples']):
         sample['text'] = f'{HOSTILE} {i}'
+        sf.write(folder / sample['reference']['file'], sounds[i] * 0.5, SAMPLE_RATE)
         sf.write(folder / sample['base']['file'], sounds[i] * 0.5, SAMPLE_RATE)
         sf.write(folder / sample[emotion]['file'], sounds[i], SAMPLE_RATE)
     write_json(folder / 'report.json', report)

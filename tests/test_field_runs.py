@@ -51,7 +51,9 @@ def test_26_a_terminal_without_the_character():
     narrow.flush()
     assert narrow.buffer.getvalue().strip() == rb'\u5f00\u5fc3'
 
-SMALL = dict(steps=2, batch=2, sentences=8, validate_every=0, trackers=[], rank=2, tokens=1024)
+SMALL = dict(
+    steps=2, batch=2, sentences=8, strength_sentences=0, validate_every=0, trackers=[], rank=2, tokens=1024
+)
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):

@@ -47,6 +47,7 @@ def small_run() -> tuple:
         validate_every=2,
         monitor='loss',
         patience=1,
+        context=0.0,
     )
     model, processor = load_csm()
     neutral = neutral_examples(processor)
@@ -145,6 +146,7 @@ def test_finetune_on_two_processes_writes_one_report(tmp_path, few_clips):
         source=few_clips,
         emotions=['sad', 'angry'],
         sentences=4,
+        strength_sentences=1,
         batch=4,
         monitor='',
         trackers=[],
@@ -190,8 +192,8 @@ def test_every_setting_is_read(tmp_path, short_speech, few_clips):
         ewc_pilot=1,
         trackers=[],
     )
-    emotion_settings = dict(emotion='sad', sentences=8)
-    expressive_settings = dict(emotions=['sad', 'angry'], sentences=4, sequential=True)
+    emotion_settings = dict(emotion='sad', sentences=8, strength_sentences=2)
+    expressive_settings = dict(emotions=['sad', 'angry'], sentences=4, strength_sentences=1, sequential=True)
     for cls, pipeline, own_settings in (
         (EmotionConfig, emotion.emotion_run, emotion_settings),
         (ExpressiveConfig, expressive.finetune, expressive_settings),

@@ -62,15 +62,15 @@ class TrainConfig(BaseModel):
     seed: int = Field(0, ge=0)
     # what is trained
     finetune: Literal['lora', 'full'] = 'lora'  # an adapter, or everything but the codec
-    rank: int = Field(16, ge=0)                 # LoRA r of the backbone
-    depth_rank: int | None = Field(None, ge=0)  # LoRA r of the depth decoder; None: as the backbone, 0: none
+    rank: int = Field(8, ge=0)                  # LoRA r of the backbone
+    depth_rank: int | None = Field(0, ge=0)     # LoRA r of the depth decoder; None: as the backbone, 0: none
     alpha: float = Field(2.0, gt=0)             # LoRA scale: lora_alpha / r
     dropout: float = Field(0.0, ge=0, lt=1)     # LoRA dropout; on a CPU it costs a fifth of an update
     targets: list[str] = 'q_proj k_proj v_proj o_proj gate_proj up_proj down_proj'.split()
     # optimisation; every count is in optimizer updates
-    steps: int = Field(200, ge=1)
-    batch: int = Field(12, ge=1)                # target clips per update, over all processes
-    lr: float = Field(1.5e-3, gt=0)             # AdamW, peak
+    steps: int = Field(400, ge=1)
+    batch: int = Field(6, ge=1)                 # target clips per update, over all processes
+    lr: float = Field(2e-3, gt=0)               # AdamW, peak
     depth_lr: float | None = Field(None, gt=0)  # of the depth decoder; None: as `lr`
     weight_decay: float = Field(0.0, ge=0)
     warmup: float = Field(0.05, ge=0, lt=1)     # share of the updates; then cosine to 5 %
@@ -81,11 +81,16 @@ class TrainConfig(BaseModel):
     c0_weight: float = Field(1.0, ge=0)         # weight of codebook 0 (backbone)
     depth_weight: float = Field(1.0, ge=0)      # weight of the other codebooks (depth decoder)
     depth_ratio: float = Field(0.5, gt=0, le=1)  # share of frames with a depth loss
-    corruption: float = Field(0.3, ge=0, lt=1)  # mean share of history frames replaced while training
-    # chance that a neutral turn of the same speaker goes before a clip
-    context: float = Field(0.0, ge=0, le=1)
+    # mean share of history frames replaced while training: what a clip sounds like must not be read from
+    # its own history, but from the turn before and the control token
+    corruption: float = Field(0.85, ge=0, lt=1)
+    # chance that a reference turn, a neutral clip of the same speaker, goes before a clip
+    context: float = Field(0.8, ge=0, le=1)
     # keeping what the base could do
-    rehearsal: float = Field(0.25, ge=0, lt=1)  # share of frames that is neutral speech of the base
+    rehearsal: float = Field(0.6, ge=0, lt=1)   # share of frames that is neutral speech
+    # rehearse a target's own sentence and speaker where there is a neutral clip of it, after the same
+    # reference
+    paired: bool = True
     # weight of these frames in the loss; 0: they are only distilled on
     rehearsal_nll: float = Field(1.0, ge=0)
     # rehearsal clips kept, balanced over speakers; 0: all there are
@@ -139,10 +144,14 @@ class TrainConfig(BaseModel):
 class RunConfig(TrainConfig):
     "Settings of every run that is reported: its data, and the sentences that are spoken for the evaluation"
     source: str = 'embedded'                    # 'embedded', a prepared dataset, or a folder of recordings
-    # shipped codes where they fit the codec, the base's own speech, or the dataset's neutral clips
-    rehearsal_from: Literal['auto', 'own', 'data'] = 'auto'
+    # the dataset's neutral clips, shipped neutral speech where it fits the codec, or the base's own speech;
+    # auto: the first two, own speech where there is neither
+    rehearsal_from: Literal['auto', 'data', 'shipped', 'own'] = 'auto'
+    distillation: float = Field(1.0, ge=0)      # weight of KL(base || adapter)
     # extra copies of each training clip: +-1 semitone, +-5 % tempo, noise at 30-40 dB
     augmented: int = Field(0, ge=0)
+    # sentences spoken per emotion and candidate to choose the adapter's strength; 0: as it was trained
+    strength_sentences: int = Field(16, ge=0)
     sentences: int = Field(112, ge=8)           # unseen sentences spoken for the evaluation
     temperature: float = Field(0.6, gt=0)
 
@@ -165,10 +174,12 @@ class _ManyEmotions(TrainConfig):
 
 class ExpressiveConfig(RunConfig, _ManyEmotions):
     "Settings of the general expressive stage: all emotions in one adapter, by a tag in the text"
-    steps: int = Field(400, ge=1)
+    steps: int = Field(800, ge=1)
+    batch: int = Field(8, ge=1)
     rank: int = Field(32, ge=0)
     monitor: Literal['', 'loss', 'c0', 'depth'] = 'loss'
     sample_every: int = Field(200, ge=0)
+    strength_sentences: int = Field(4, ge=0)
     sentences: int = Field(16, ge=4)            # unseen sentences spoken per emotion
 
 # %% ../../nbs/chapters/02_core.config.ipynb #e5741e82
@@ -286,15 +297,17 @@ def notebook_config(namespace: dict, cls=EmotionConfig) -> BaseModel:
 # %% ../../nbs/chapters/02_core.config.ipynb #aa9094d7
 PLAIN = dict(rehearsal=0.0, distillation=0.0, ewc=0.0)
 ARMS = {'LoRA': {},
-        'LoRA, lr / 3': dict(lr=5e-4),
+        'LoRA, lr / 3': dict(lr=6.7e-4),
         **{f'L2 {weight:g}': dict(ewc=weight, ewc_fisher='ones') for weight in (1., 10.)},
         **{f'EWC {weight:g}': dict(ewc=weight) for weight in (1., 10.)},
         'EWC on A and B': dict(ewc=10., ewc_fisher='factor'),
         'KD on target': dict(distillation=.5, distillation_on='target'),
-        'KD': dict(rehearsal=.25, rehearsal_nll=0., distillation=1.),
-        'rehearsal': dict(rehearsal=.25),
-        'KD + rehearsal': dict(rehearsal=.25, distillation=1.),
-        'all three': dict(rehearsal=.25, distillation=1., ewc=1.)}
+        'KD': dict(rehearsal=.6, rehearsal_nll=0., distillation=1.),
+        'rehearsal': dict(rehearsal=.6),
+        'rehearsal, unpaired': dict(rehearsal=.6, paired=False),
+        'rehearsal of own speech': dict(rehearsal=.6, rehearsal_from='own'),
+        'KD + rehearsal': dict(rehearsal=.6, distillation=1.),
+        'all three': dict(rehearsal=.6, distillation=1., ewc=1.)}
 # the loop neither stops early nor shows anything: every arm has the same number of updates
 UNWATCHED = dict(monitor='', patience=0, sample_every=0, validate_every=0, trackers=[])
 

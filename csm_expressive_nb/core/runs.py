@@ -102,7 +102,7 @@ def _emotion_samples(record) -> list[SpeechClip]:
             system = 'base' if name == 'base' else 'adapter'
             clips.append(SpeechClip(
                 record.name, record.folder, str(sample[name]['file']), 'samples', seed=str(sample['seed']),
-                scale=None, text=sample['text'], voice=str(sample['role']), system=system, emotion=emotion,
+                scale=None, text=sample['text'], voice=sample['speaker'], system=system, emotion=emotion,
             ))
     return clips
 
@@ -114,7 +114,7 @@ def _expressive_samples(record) -> list[SpeechClip]:
         emotion = '' if sample['set'] == 'base' else sample['set']
         clips.append(SpeechClip(
             record.name, record.folder, str(sample['file']), 'samples', seed=seed, scale=None,
-            text=sample['text'], voice=str(sample['role']), system='adapter' if emotion else 'base',
+            text=sample['text'], voice=sample['speaker'], system='adapter' if emotion else 'base',
             emotion=emotion,
         ))
     return clips
@@ -253,6 +253,8 @@ def _rename_keys(value):
 # %% ../../nbs/chapters/04_core.runs.ipynb #aa618e2c
 def upgrade_report(report: dict) -> dict:
     "A report written before version 0.3, in today's keys; a newer one is returned as it is"
+    for sample in report.get('samples', ()):
+        if 'role' in sample: sample['speaker'] = f"voice {sample.pop('role')}"
     if 'prosody_shift' in report or not {'gap', 'ended', 'base_words'} & report.keys():
         return report
     upgraded = _rename_keys(report)

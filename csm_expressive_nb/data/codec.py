@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['HOP_LENGTH', 'N_FFT', 'N_CEPSTRA', 'ROWS_PER_FRAME', 'PITCH_SCALE', 'VOICED', 'APERIODICITY_SCALE', 'MEL_BASIS',
-           'TABLE_WIDTHS', 'MEAN_WIDTHS', 'world_features', 'synthesise', 'to_frames', 'NanoCodecConfig',
-           'NanoCodecOutput', 'NanoCodecModel', 'load_codec', 'nearest_index', 'map_clips']
+           'TABLE_WIDTHS', 'MEAN_WIDTHS', 'world_features', 'synthesise', 'to_frames', 'vocal_tract_matrix',
+           'NanoCodecConfig', 'NanoCodecOutput', 'NanoCodecModel', 'load_codec', 'nearest_index', 'map_clips']
 
 # %% ../../nbs/chapters/17_data.codec.ipynb #aa9fffa9
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np, pyworld, torch
@@ -94,6 +95,18 @@ def to_frames(
     aperiodicity = aperiodicity.reshape(T, ROWS_PER_FRAME * 3) * APERIODICITY_SCALE
     return envelope, pitch, aperiodicity.astype(np.float32)
 
+# %% ../../nbs/chapters/17_data.codec.ipynb #0d34a17c
+def vocal_tract_matrix(factor: float) -> np.ndarray:  # [24,24]; cepstra [n,24] @ matrix
+    "Formants times `factor`: mel band b is read from band b / factor, between bands linearly"
+    bands = np.arange(N_CEPSTRA)
+    source = np.clip((bands + 0.5) / factor - 0.5, 0, N_CEPSTRA - 1)
+    low = np.floor(source).astype(int)
+    high = np.minimum(low + 1, N_CEPSTRA - 1)
+    reading = np.zeros((N_CEPSTRA, N_CEPSTRA))
+    reading[bands, low] += 1 - (source - low)
+    reading[bands, high] += source - low
+    return (MEL_BASIS @ reading.T @ MEL_BASIS.T / N_CEPSTRA).astype(np.float32)
+
 # %% ../../nbs/chapters/17_data.codec.ipynb #3d364954
 class NanoCodecConfig(PreTrainedConfig):
     "Settings of the embedded codec"
@@ -103,7 +116,7 @@ class NanoCodecConfig(PreTrainedConfig):
         self,
         sampling_rate: int = SR,
         num_codebooks: int = 6,
-        codebook_size: int = 512,
+        codebook_size: int = 1024,
         frame_size: int = HOP_LENGTH * ROWS_PER_FRAME,      # samples
         level_weight: tuple[float, float] = (0.3, 0.5),     # of loudness and tilt when codebook 0 is searched
         **kwargs,
@@ -138,7 +151,7 @@ MEAN_WIDTHS = dict(
 
 # %% ../../nbs/chapters/17_data.codec.ipynb #9f4a23e0
 class NanoCodecModel(PreTrainedModel):
-    "Quantised WORLD features with Mimi's interface: 12.5 frames/s, 6 codebooks of 512 entries"
+    "Quantised WORLD features with Mimi's interface: 12.5 frames/s, 6 codebooks of 1,024 entries"
     config_class, base_model_prefix, main_input_name = NanoCodecConfig, 'codec', 'input_values'
 
     def __init__(self, config: NanoCodecConfig):
@@ -237,6 +250,15 @@ def dequantise(
     return envelope.reshape(-1, N_CEPSTRA).numpy(), log_f0, aperiodicity
 
 # %% ../../nbs/chapters/17_data.codec.ipynb #b56cb086
+@lru_cache(maxsize=64)
+def _analysed_frames(sound: bytes, n_frames: int) -> tuple:
+    "Frames of float32 samples; a reference turn is analysed once, however many sentences follow it"
+    n_samples = n_frames * HOP_LENGTH * ROWS_PER_FRAME
+    samples = np.frombuffer(sound, np.float32)
+    features = world_features(np.pad(samples, (0, n_samples - len(samples))))
+    # the analysis has one row more than the sound has hops
+    return to_frames(*(feature[: n_frames * ROWS_PER_FRAME] for feature in features))
+
 @patch
 @torch.no_grad()
 def encode(
@@ -246,10 +268,7 @@ def encode(
     codes = []
     for sound in input_values[:, 0].float().cpu().numpy():
         n_frames = -(-len(sound) // self.config.frame_size)
-        features = world_features(np.pad(sound, (0, n_frames * self.config.frame_size - len(sound))))
-        # the analysis has one row more than the sound has hops
-        frames = to_frames(*(feature[: n_frames * ROWS_PER_FRAME] for feature in features))
-        codes.append(self.quantise(*frames).T)
+        codes.append(self.quantise(*_analysed_frames(sound.tobytes(), n_frames)).T)
     return NanoCodecOutput(audio_codes=torch.stack(codes).to(input_values.device))
 
 # %% ../../nbs/chapters/17_data.codec.ipynb #4ba45498

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FEATURES', 'AXES', 'neutral_reference', 'relative_features', 'leave_one_out_features', 'prosody_table',
-           'relative_table', 'Judge', 'classifier_performance', 'judge_performance', 'EmotionJudge',
+           'neutral_prosody', 'relative_table', 'Judge', 'classifier_performance', 'judge_performance', 'EmotionJudge',
            'non_speech_sounds', 'training_label', 'cross_validate', 'fit_on_recordings', 'clips_with_reference',
            'save_judge', 'load_judge', 'require_independent', 'performance_table']
 
@@ -23,6 +23,7 @@ from ..data import audio
 from ..core.files import assets, atomic_write, root, write_json
 from ..core.config import sort_emotions
 from ..data.corpora import Clip
+from ..data.speakers import speaker_id
 from .stats import format_interval, percentile_interval, resample_clusters
 from .acoustics import PROSODY, prosody
 from .measurement import ReferenceCache, Utterance, load, measure, register
@@ -96,6 +97,15 @@ def prosody_table(ds, clips: list[Clip]) -> list[dict]:  # a row per clip
         rows, _ = measure(utterances, dict(prosody={}), show=False)
         atomic_write(file, json.dumps(rows))
     return json.loads(file.read_text(encoding='utf-8'))
+
+# %% ../../nbs/chapters/63_evaluation.judge.ipynb #1aee12ef
+def neutral_prosody(ds, speakers) -> dict[str, list[dict]]:
+    "Prosody of the neutral recordings of some speakers, by speaker id"
+    clips = [clip for clip in ds.clips if clip.emotion == 'neutral' and speaker_id(clip) in speakers]
+    by_speaker = {}
+    for clip, row in zip(clips, prosody_table(ds, clips)):
+        by_speaker.setdefault(speaker_id(clip), []).append(row)
+    return by_speaker
 
 # %% ../../nbs/chapters/63_evaluation.judge.ipynb #9601f19c
 def _neutral_positions(clips: list[Clip], keys: list, pooled: bool) -> dict:  # key: positions

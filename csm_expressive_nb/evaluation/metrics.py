@@ -326,7 +326,8 @@ class SpeakerSimilarity:
     licence='distillmos MIT',
     packages=('distillmos',),
     extra='eval',
-    max_clips=5,
+    max_clips=24,
+    default=False,
     validated='clean over noisy real speech; no score without speech',
 )
 class DistillMos:

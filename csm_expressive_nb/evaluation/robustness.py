@@ -84,6 +84,7 @@ EXPECTATIONS = dict(   # metric: {damage: expectation}
     speaker={'other voice': 'down', '4 semitones up': 'down'}
     | dict.fromkeys(NON_SPEECH[1:], 'down')
     | {'12 dB quieter': ('same', 0.02)},
+    vocal_tract={'other voice': 'up', '4 semitones up': 'up', '12 dB quieter': ('same', 0.5)},
     mos={'noise, 20 dB': 'down', 'noise, 5 dB': 'down', '4-bit': 'down'}
     | _NO_VALUE
     | {'12 dB quieter': ('same', 0.1)},

@@ -21,7 +21,7 @@ def judge_scores(row: dict, emotion: str, judges: dict[str, Judge]) -> dict[str,
     return scores | {f'no_voice_{name}': float(heard == 'no voice') for name, heard in predictions.items()}
 
 # %% ../../nbs/chapters/65a_evaluation.summary.ipynb #f74bdb7d
-_NOT_MEASURED = 'seed', 'context', 'seconds', 'ended', 'rtf'
+_NOT_MEASURED = 'seed', 'seconds', 'ended', 'rtf'
 
 def numeric_values(row: dict) -> dict[str, float]:
     "The numbers of a row that metrics measured; what is not finite is left out"
@@ -92,30 +92,22 @@ def _correct_over_emotions(differences: dict[str, dict]):  # {emotion: {'adapter
 
 # %% ../../nbs/chapters/65a_evaluation.summary.ipynb #48698d0d
 def summarise(rows: list[dict], emotions: list[str], judges: dict[str, Judge]) -> dict:
-    "`values` and `paired` per emotion, the same after a context turn, and p over the emotions"
+    "`values` and `paired` per emotion, and p over the emotions"
 
-    def select(emotion, system, context):
-        wanted = system, context, '' if system == 'base' else emotion
-        selected = [row for row in rows if (row['system'], row['context'], row['emotion']) == wanted]
+    def select(emotion, system):
+        wanted = system, '' if system == 'base' else emotion
+        selected = [row for row in rows if (row['system'], row['emotion']) == wanted]
         return [row | judge_scores(row, emotion, judges) for row in selected]
 
     present = {row['system'] for row in rows}
     systems = [system for system in ('base', 'adapter', 'against', 'recordings') if system in present]
     pairs = [('adapter', other) for other in ('base', 'against') if {'adapter', other} <= present]
-    values, in_context, paired, paired_context = {}, {}, {}, {}
+    values, paired = {}, {}
     for emotion in emotions:
-        values[emotion] = {system: _estimates(select(emotion, system, False)) for system in systems}
-        spoken = {system: select(emotion, system, True) for system in systems}
-        in_context[emotion] = {
-            system: _estimates(selected) for system, selected in spoken.items() if selected
-        }
-        for differences, context in ((paired, False), (paired_context, True)):
-            differences[emotion] = {}
-            for first, second in pairs:
-                difference = _paired_differences(
-                    select(emotion, first, context), select(emotion, second, context)
-                )
-                differences[emotion][f'{first} - {second}'] = difference
+        values[emotion] = {system: _estimates(select(emotion, system)) for system in systems}
+        paired[emotion] = {}
+        for first, second in pairs:
+            difference = _paired_differences(select(emotion, first), select(emotion, second))
+            paired[emotion][f'{first} - {second}'] = difference
     _correct_over_emotions(paired)
-    _correct_over_emotions(paired_context)
-    return dict(values=values, paired=paired, paired_context=paired_context, context=in_context)
+    return dict(values=values, paired=paired)

@@ -138,8 +138,8 @@ def save_csm(
 def text_ids(
     processor,
     text: str,
-    role: int,                      # number of the speaker
-    tag: str = '',                  # control token, between speaker and text
+    tag: str = '',                  # control token, between role and text
+    role: int = 0,                  # who speaks within a conversation; it says nothing about the voice
 ) -> torch.LongTensor:  # [Tt]
     "Token ids of `[role]text` as the chat template of the checkpoint writes it"
     chat = [{'role': str(role), 'content': [{'type': 'text', 'text': tag + text}]}]

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PROJECTIONS', 'lora_config', 'add_lora', 'trainable_parameters', 'unfreeze', 'weights_hash', 'base_name',
-           'save_adapter', 'load_adapter', 'adapter_scale', 'enable_gradient_checkpointing', 'reduce_precision',
-           'merge_adapter', 'load_base', 'prepare_model']
+           'save_adapter', 'load_adapter', 'adapter_scale', 'set_strength', 'enable_gradient_checkpointing',
+           'reduce_precision', 'merge_adapter', 'load_base', 'prepare_model']
 
 # %% ../../nbs/chapters/33_model.lora.ipynb #d190cc4e
 import hashlib, os, shutil, warnings
@@ -161,6 +161,16 @@ def adapter_scale(
         yield
     finally:
         for layer, scaling in zip(layers, trained): layer.scaling = scaling
+
+# %% ../../nbs/chapters/33_model.lora.ipynb #1e296dc5
+def set_strength(lora: PeftModel, strength: float):
+    "From now on, and in what is saved, the adapter has `strength` times the strength it has now"
+    config = lora.peft_config['default']
+    config.lora_alpha *= strength
+    for module in config.alpha_pattern: config.alpha_pattern[module] *= strength
+    for layer in lora.modules():
+        if not hasattr(layer, 'lora_A'): continue
+        for name in layer.scaling: layer.scaling[name] *= strength
 
 # %% ../../nbs/chapters/33_model.lora.ipynb #40ed54d1
 def enable_gradient_checkpointing(model, on: bool = True):

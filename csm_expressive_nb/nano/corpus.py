@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['VARIANTS', 'UNSEEN_VARIANTS', 'TAKE_F0', 'RULES', 'GAIN', 'TILT', 'SEMITONE', 'N_SPEAKERS', 'LEVELS', 'Espeak',
-           'speak_once', 'Take', 'analyse_take', 'make_takes', 'Voice', 'draw_voice', 'draw_voices',
-           'vocal_tract_matrix', 'scale_rule', 'vary_rule', 'apply_rule', 'Performance', 'perform', 'render',
-           'zero_low_bits', 'corpus_speakers', 'write_ravdess', 'write_cremad', 'embedded_plan', 'write_embedded']
+           'speak_once', 'Take', 'analyse_take', 'make_takes', 'Voice', 'draw_voice', 'draw_voices', 'scale_rule',
+           'vary_rule', 'apply_rule', 'Performance', 'perform', 'render', 'zero_low_bits', 'corpus_speakers',
+           'write_ravdess', 'write_cremad', 'embedded_plan', 'write_embedded']
 
 # %% ../../nbs/chapters/90a_nano.corpus.ipynb #27694134
 import ctypes, hashlib, multiprocessing as mp
@@ -22,7 +22,7 @@ from ..core.config import EMOTIONS
 from ..data.audio import F0MAX, F0MIN, SR
 from ..data.readers import CREMAD_EMOTIONS, CREMAD_SENTENCES, Ravdess
 from csm_expressive_nb.data.codec import (
-    HOP_LENGTH, MEL_BASIS, N_CEPSTRA, N_FFT, ROWS_PER_FRAME, synthesise, world_features,
+    HOP_LENGTH, MEL_BASIS, N_CEPSTRA, N_FFT, ROWS_PER_FRAME, synthesise, vocal_tract_matrix, world_features,
 )
 from ..data.splits import assign_splits
 from .texts import text_plan
@@ -211,18 +211,6 @@ def draw_voices(n: int, seed: int, variants: dict[str, str] = VARIANTS) -> list[
         sex = ('male', 'female')[i % 2]
         voices.append(draw_voice(rng, {name: value for name, value in variants.items() if value == sex}))
     return voices
-
-# %% ../../nbs/chapters/90a_nano.corpus.ipynb #255d2c4b
-def vocal_tract_matrix(factor: float) -> np.ndarray:  # [24,24]; cepstra [n,24] @ matrix
-    "Formants times `factor`: mel band b is read from band b / factor, between bands linearly"
-    bands = np.arange(N_CEPSTRA)
-    source = np.clip((bands + 0.5) / factor - 0.5, 0, N_CEPSTRA - 1)
-    low = np.floor(source).astype(int)
-    high = np.minimum(low + 1, N_CEPSTRA - 1)
-    reading = np.zeros((N_CEPSTRA, N_CEPSTRA))
-    reading[bands, low] += 1 - (source - low)
-    reading[bands, high] += source - low
-    return (MEL_BASIS @ reading.T @ MEL_BASIS.T / N_CEPSTRA).astype(np.float32)
 
 # %% ../../nbs/chapters/90a_nano.corpus.ipynb #579f166d
 RULES = (

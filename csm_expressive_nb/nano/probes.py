@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import jiwer, numpy as np, torch
 
-from ..data.codec import world_features
+from ..data.codec import vocal_tract_matrix, world_features
 from ..evaluation import metrics               # registers the phoneme error rate
 from ..evaluation.acoustics import prosody
 from ..evaluation.measurement import load as load_metric
@@ -20,7 +20,7 @@ from ..evaluation.metrics import ForcedChoice
 from ..evaluation.stats import bootstrap, wilson
 from .conversations import NEUTRAL
 from csm_expressive_nb.nano.corpus import (
-    GAIN, TILT, VARIANTS, Take, Voice, draw_voices, make_takes, vocal_tract_matrix,
+    GAIN, TILT, VARIANTS, Take, Voice, draw_voices, make_takes,
 )
 from .recordings import record
 from .texts import text_plan
@@ -42,7 +42,7 @@ class ProbeSet:
         "A recording of a sentence"
         take = self.takes[text, voice.variant]
         recording = record(take, voice, np.array(rule, float), np.random.default_rng(seed))
-        return Speech(text, 0, recording.sound, None, True)
+        return Speech(text, f'probe/{self.voices.index(voice)}', recording.sound, None, True)
 
     def record_each(self, texts: list[str], rule, first_seed: int) -> list[Speech]:
         "One recording per sentence, by the voices in turn"
@@ -169,14 +169,13 @@ def resynthesise(model, clips: list[Speech]) -> list[Speech]:
     out = []
     for clip in clips:
         codes = model.codec_model.encode(torch.from_numpy(clip.audio)[None, None]).audio_codes[0].T
-        out.append(Speech(clip.text, clip.role, decode(model, codes), codes, True))
+        out.append(Speech(clip.text, clip.speaker, decode(model, codes), codes, True))
     return out
 
 # %% ../../nbs/chapters/95_nano.probes.ipynb #5ee66a9f
 def speak_after(model, processor, probes: ProbeSet, references: list[Speech], tag: str = '', seed: int = 0):
     "The probe sentences, each after its reference turn"
-    n = len(probes.texts)
-    return speak(model, processor, probes.texts, [0] * n, tag, contexts=references, seed=seed, show=False)
+    return speak(model, processor, probes.texts, references, tag, seed, show=False)
 
 # %% ../../nbs/chapters/95_nano.probes.ipynb #b0e67ea6
 def measure_base(model, processor, probes: ProbeSet) -> dict[str, dict]:

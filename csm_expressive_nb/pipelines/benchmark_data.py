@@ -102,7 +102,7 @@ def encode_updates(model, processor, clips: list[tuple], batch: int) -> list[lis
     examples = []
     for text, sound in clips:
         codes = codec.encode(torch.tensor(sound, device=device)[None, None]).audio_codes[0].T.cpu()
-        examples.append(Example(text_ids(processor, text, 0), [codes]))
+        examples.append(Example(text_ids(processor, text), [codes]))
     return [examples[start : start + batch] for start in range(0, len(examples), batch)]
 
 # %% ../../nbs/chapters/85a_pipelines.benchmark_data.ipynb #b33ca0fa

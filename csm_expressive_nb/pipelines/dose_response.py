@@ -17,6 +17,7 @@ from ..core.files import read_json, sha256, write_json
 from ..core.run import Run, claim
 from ..core.runs import read_report
 from ..data.dataset import Dataset, open_dataset
+from ..data.speakers import Reference, references_in_turn, speaker_id, spoken_voices
 from ..model.lora import adapter_scale, load_adapter
 from ..training.rehearsal import evaluation_sentences
 from ..evaluation.drift import neutral_nll
@@ -24,13 +25,15 @@ from ..speech.generation import Speech
 from ..evaluation.stats import bootstrap, wilson
 from ..evaluation.acoustics import PROSODY
 from ..evaluation.measurement import measure
-from ..evaluation.judge import Judge
-from ..evaluation.comparison import profile, relative_features
+from ..evaluation.judge import Judge, neutral_prosody
+from ..evaluation.comparison import profile, sample_features
 from ..report.figures import save_figure
 from ..report.evaluation_figures import DOSE, dose_figure
 from ..report.pages import write_page
 from ..model.lora import load_base
-from .preparation import adapter_and_judge_clips, assign_voice, neutral_pools
+from csm_expressive_nb.pipelines.preparation import (
+    adapter_and_judge_clips, neutral_pools, reference_examples,
+)
 from .emotion import train_judge
 from .evaluate import open_finished, speak_missing
 
@@ -40,36 +43,28 @@ SCALES = [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5]
 def plan_scales(
     config,
     tags: dict[str, str],       # {emotion: tag}
-    voices: list[int],          # in turn
+    voices: dict[str, list[Reference]],  # in turn
     scales: list[float],
     sentences: int,             # unseen ones
-    reference: int = 64,        # others, by the base
 ) -> list[dict]:
     "What is spoken, as blocks of `speak_missing`"
-
-    def block(texts, seed):
-        roles = [voices[i % len(voices)] for i in range(len(texts))]
-        return dict(texts=texts, roles=roles, seed=seed, context=False)
-
-    measured = block(evaluation_sentences()[:sentences], config.seed)
-    references = block(evaluation_sentences()[-reference:], config.seed + 7919)
-    blocks = [
-        dict(system='base', emotion='', tag='', **measured),
-        dict(system='near', emotion='neutral', tag='', **references),
-    ]
+    texts = evaluation_sentences()[:sentences]
+    turns = [(turn.speaker, turn.text) for turn in references_in_turn(voices, texts)]
+    spoken = dict(texts=texts, references=turns, seed=config.seed)
+    blocks = [dict(system='base', emotion='', tag='', **spoken)]
     for emotion, tag in tags.items():
         for scale in scales:
-            blocks.append(dict(system='adapter', emotion=emotion, tag=tag, scale=scale, **measured))
+            blocks.append(dict(system='adapter', emotion=emotion, tag=tag, scale=scale, **spoken))
     return blocks
 
 # %% ../../nbs/chapters/85_pipelines.dose_response.ipynb #0711eb59
 def read_speech(rows: list[dict], folder: Path) -> dict[str, list[Speech]]:
-    "Spoken clips by set: 'base', 'near', and '<emotion> <strength>'"
+    "Spoken clips by set: 'base' and '<emotion> <strength>'"
     sets = {}
     for row in rows:
-        name = row['system'] if row['system'] in ('base', 'near') else f"{row['emotion']} {row['scale']:g}"
+        name = 'base' if row['system'] == 'base' else f"{row['emotion']} {row['scale']:g}"
         sound, _ = sf.read(folder / row['file'], dtype='float32')
-        speech = Speech(row['text'], int(row['voice']), sound, None, row['ended'])
+        speech = Speech(row['text'], row['voice'], sound, None, row['ended'])
         sets.setdefault(name, []).append(speech)
     return sets
 
@@ -94,7 +89,8 @@ def spearman_trend(
 def nll_drift_by_scale(config, folder: Path, adapter: Path, ds: Dataset, scales: list[float]) -> list[dict]:
     "NLL rise of held-out neutral speech (nats per frame, codebook 0) at every strength, paired by clip"
     model, processor = load_base(config)
-    items = neutral_pools(config, Run.open(folder, config), model, processor, ds)[1]
+    references = reference_examples(config, ds, model.codec_model, processor)
+    items = neutral_pools(config, Run.open(folder, config), model, processor, ds, references)[1]
     model = load_adapter(model, adapter)
     nll = []
     for scale in [0.0, *scales]:
@@ -120,13 +116,14 @@ def dose_response_curves(
     sets: dict[str, list[Speech]],
     judge: Judge,
     recordings_of: Callable[[str], list[tuple]],    # emotion -> (speaker, prosody row) of recordings
+    neutral: dict[str, list[dict]],     # prosody of neutral recordings of the voices, by speaker
     drift: list[dict] | None,
 ) -> dict:
     "Every metric of one emotion over the strengths, with intervals over sentences and voices"
     names = [f'{emotion} {scale:g}' for scale in scales]
     spoken = {name: sets[name] for name in ('base', *names)}
-    utterances, rows, judge_rows = relative_features(spoken | dict(near=sets['near']))
-    texts, voices = [clip.text for clip in sets['base']], [clip.role for clip in sets['base']]
+    utterances, rows, judge_rows = sample_features(spoken, neutral)
+    texts, voices = [clip.text for clip in sets['base']], [clip.speaker for clip in sets['base']]
     n = len(texts)
     of_set = lambda values, i: values[i * n : (i + 1) * n]      # 0: the base, then the strengths
     count = lambda hits: [wilson(int(sum(of_set(hits, i + 1))), n) for i in range(len(scales))]
@@ -136,10 +133,11 @@ def dose_response_curves(
     of_voiced = lambda values: [value for value, ok in zip(values, voiced) if ok]
     clusters = [of_voiced(texts), of_voiced(voices)]
     words_options = dict(words=dict(texts=evaluation_sentences()))
-    words, _ = measure(utterances[: n * len(spoken)], words_options, subsample=False, show=False)
+    words, _ = measure(utterances, words_options, subsample=False, show=False)
+    of_voices = [(speaker, row) for speaker, own in neutral.items() for row in own]
     prosodic = lambda row: {name: row[name] for name in PROSODY}
     by_set = {name: list(map(prosodic, of_set(rows, i))) for i, name in enumerate(spoken)}
-    prosody = profile(by_set, recordings_of('neutral'), recordings_of(emotion), texts, voices)
+    prosody = profile(by_set, recordings_of('neutral') + of_voices, recordings_of(emotion), texts, voices)
     curves = dict(
         judged=count([heard == emotion for heard in judge(judge_rows)]),
         odds=[bootstrap(row[voiced], clusters) for row in change] if voiced.any() else None,
@@ -166,7 +164,6 @@ def measure_intensity(
     scales: list[float] = SCALES,
     sentences: int = 24,
     show: bool = True,
-    reference: int = 64,    # further clips of the base: the judge's reference of a voice
 ) -> dict:
     """Speak and measure a finished run at every strength; writes `intensity.json`, sound and a figure;
     resumable"""
@@ -181,30 +178,30 @@ def measure_intensity(
     run_lock = claim(folder, 'measuring the intensity')
     ds = open_dataset(config.source)
     clips, _ = adapter_and_judge_clips(ds)
-    voices = sorted({assign_voice(clip) for clip in clips})
+    voices = spoken_voices(ds, 'the intensity')
     out = folder / 'intensity'
-    plan = plan_scales(config, tags, voices, scales, sentences, reference)
-    rows = speak_missing(config, adapter, plan, out, show)
+    plan = plan_scales(config, tags, voices, scales, sentences)
+    rows = speak_missing(config, adapter, plan, voices, out, show)
     sets = read_speech(rows, out)
     judge, prosody = train_judge(ds)
     (card,) = judge.cards.values()
 
     def recordings_of(emotion):
         pairs = [(clip, row) for clip, row in zip(clips, prosody) if clip.emotion == emotion]
-        return [(f'{clip.corpus}/{clip.speaker}', row) for clip, row in pairs]
+        return [(speaker_id(clip), row) for clip, row in pairs]
 
+    neutral = neutral_prosody(ds, voices)
     drift = nll_drift_by_scale(config, folder, adapter, ds, scales)
     curves = {}
     for emotion in tags:
-        curves[emotion] = dose_response_curves(emotion, scales, sets, judge, recordings_of, drift)
+        curves[emotion] = dose_response_curves(emotion, scales, sets, judge, recordings_of, neutral, drift)
     result = dict(
         sentences=sentences,
-        voices=voices,
+        voices=list(voices),
         scales=scales,
-        reference=len(sets['near']) + len(sets['base']),
         adapter=sha256(adapter / 'adapter_model.safetensors'),
         judge=card,
-        clips=[_clip_record(row) for row in rows if row['system'] != 'near'],
+        clips=[_clip_record(row) for row in rows],
         emotions=curves,
     )
     write_json(folder / 'intensity.json', result)

@@ -14,6 +14,7 @@ from ..core.run import Run
 from ..model.csm import emotion_tag
 from ..model.lora import base_name, save_adapter, trainable_parameters, weights_hash
 from ..training.loop import processes
+from ..training.sampler import with_references
 from ..training.ewc import Fisher, adapter_deltas, cached_fisher, estimate_fisher
 from ..training.rehearsal import select_rehearsal
 from ..evaluation.drift import neutral_nll, transfer_metrics
@@ -34,7 +35,9 @@ def _heldout_tasks(cfg, model, processor, data: Data) -> dict[str, list]:
     tasks = {'neutral': data.heldout}
     for emotion in cfg.emotions:
         tags = {emotion: emotion_tag(emotion)}
-        tasks[emotion] = encode_examples(cfg, data.ds, model.codec_model, processor, tags, split=split)
+        clips = data.ds.select(split=split)
+        examples = encode_examples(cfg, data.ds, model.codec_model, processor, tags, clips)
+        tasks[emotion] = with_references(examples, data.references)
     return tasks
 
 def _log_likelihoods(model, tasks: dict[str, list]) -> list[float]:  # nats per frame, codebook 0

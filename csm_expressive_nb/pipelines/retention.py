@@ -9,7 +9,7 @@ __all__ = ['METRICS', 'SHARES', 'FACTORS', 'SEQUENCES', 'arm_config', 'run_arms'
 
 # %% ../../nbs/chapters/84_pipelines.retention.ipynb #cf413ff7
 import json, shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np, pandas as pd
@@ -22,6 +22,7 @@ from csm_expressive_nb.core.config import (
     ARMS, PLAIN, UNWATCHED, EmotionConfig, ExpressiveConfig, RetentionConfig, TrainConfig, make_config,
 )
 from ..core.run import Run
+from ..data.speakers import Reference, references_in_turn
 from ..model.csm import TAG
 from ..model.lora import adapter_scale
 from ..training.sampler import evaluate_nll
@@ -29,8 +30,8 @@ from ..training.rehearsal import evaluation_sentences
 from ..speech.generation import speak
 from ..evaluation.stats import resample_clusters, holm, satterthwaite_interval
 from ..evaluation.measurement import measure
-from ..evaluation.judge import Judge
-from ..evaluation.comparison import relative_features
+from ..evaluation.judge import Judge, neutral_prosody
+from ..evaluation.comparison import sample_features
 from ..evaluation.drift import drift_kl
 from csm_expressive_nb.report.retention_page import (
     is_compared, retention_page, save_retention_figure, verdicts,
@@ -54,22 +55,28 @@ class _Shared:
     "What all arms are trained on and compared with; the first arm that this process trains makes it"
     cfg: RetentionConfig
     run: Run
-    data: Data | None = None
+    data: dict[str, Data] = field(default_factory=dict)      # by the source of rehearsal
     judge: Judge | None = None
+    neutral: dict | None = None          # prosody of neutral recordings, by speaker
     base: dict | None = None             # of `_measure_base`, with `base_seed`
     base_seed: int | None = None
+
+    @property
+    def measured(self) -> Data:
+        "What is measured, the same for every source of rehearsal"
+        return next(iter(self.data.values()))
 
     @property
     def texts(self) -> list[str]: return evaluation_sentences()[: self.cfg.sentences]
 
     @property
-    def voices(self) -> list[int]:  # of the sentences: the run's voices in turn
-        return [self.data.voices[i % len(self.data.voices)] for i in range(self.cfg.sentences)]
+    def turns(self) -> list[Reference]:
+        return references_in_turn(self.measured.voices, self.texts)
 
     def speak(self, lora, processor, tag: str, seed: int) -> list:
-        "Every sentence with the adapter as it is set"
+        "Every sentence after its reference turn, with the adapter as it is set"
         settings = dict(temperature=self.cfg.temperature, batch=64, show=False)
-        return speak(lora, processor, self.texts, self.voices, tag, seed, **settings)
+        return speak(lora, processor, self.texts, self.turns, tag, seed, **settings)
 
 # %% ../../nbs/chapters/84_pipelines.retention.ipynb #bbfd5e59
 def _c0_nll(model, examples: list) -> list[float]:
@@ -78,7 +85,7 @@ def _c0_nll(model, examples: list) -> list[float]:
 
 def _measure_base(shared: _Shared, lora, processor, seed: int) -> dict:
     "What is paired with every arm: the base's NLL per item, and its speech"
-    data = shared.data
+    data = shared.measured
     with lora.disable_adapter():
         return dict(
             neutral=_c0_nll(lora, data.heldout),
@@ -101,9 +108,10 @@ def _rounded(values) -> list[float]:
 def _measure_arm(shared: _Shared, lora, processor, seed: int) -> dict:
     """Per item: drift and gain of the adapter as it is set, and what classifier and recogniser say of its
     speech"""
-    cfg, data, base = shared.cfg, shared.data, shared.base
+    cfg, data, base = shared.cfg, shared.measured, shared.base
     tagged, untagged = [shared.speak(lora, processor, tag, seed) for tag in (TAG, '')]
-    utterances, _, features = relative_features(dict(base=base['speech'], tagged=tagged, untagged=untagged))
+    sets = dict(base=base['speech'], tagged=tagged, untagged=untagged)
+    utterances, _, features = sample_features(sets, shared.neutral)
     odds, n = _log_odds(cfg, shared.judge, features), cfg.sentences
     emotions = shared.judge(features)[n : 2 * n]
     candidates = dict(words=dict(texts=evaluation_sentences()))
@@ -123,13 +131,14 @@ def _measure_arm(shared: _Shared, lora, processor, seed: int) -> dict:
 
 # %% ../../nbs/chapters/84_pipelines.retention.ipynb #6ece4533
 def _prepare_shared(shared: _Shared, cfg: EmotionConfig, run: Run, model, processor):
-    "Data and classifier, and `items.json`: the sentence and voice of every value"
-    shared.data = data = prepare_data(cfg, run, model, processor)
+    "Classifier, and `items.json`: the sentence and speaker of every value"
+    data = shared.measured
     shared.judge, _ = train_judge(data.ds)
+    shared.neutral = neutral_prosody(data.ds, data.voices)
     items = dict(
         neutral=_item_labels(data.heldout),
         emotion=_item_labels(data.validation + data.unseen),
-        spoken=dict(text=shared.texts, voice=[str(voice) for voice in shared.voices]),
+        spoken=dict(text=shared.texts, voice=[turn.speaker for turn in shared.turns]),
         judge=next(iter(shared.judge.cards.values())),
     )
     write_json(shared.run / 'items.json', items)
@@ -147,8 +156,10 @@ def _train_and_measure(shared: _Shared, arm: str, seed: int, folder: Path) -> di
     cfg = arm_config(shared.cfg, arm, seed, folder)
     run = Run(folder, cfg)
     model, processor = load_base(cfg)
-    if shared.data is None: _prepare_shared(shared, cfg, run, model, processor)
-    lora = fit(cfg, run, model, processor, shared.data, show=False)
+    if cfg.rehearsal_from not in shared.data:
+        shared.data[cfg.rehearsal_from] = prepare_data(cfg, run, model, processor)
+    if shared.judge is None: _prepare_shared(shared, cfg, run, model, processor)
+    lora = fit(cfg, run, model, processor, shared.data[cfg.rehearsal_from], show=False)
     if shared.base_seed != seed:
         shared.base, shared.base_seed = _measure_base(shared, lora, processor, seed), seed
     scales = {}
@@ -341,9 +352,9 @@ def fisher_health(run: Run) -> pd.DataFrame:
 SEQUENCES = {
     'nothing': dict(rehearsal=0.0),
     'EWC 10': dict(rehearsal=0.0, ewc=10.0),
-    'rehearsal of neutral speech': dict(rehearsal=0.25, earlier=False),
-    'rehearsal of both': dict(rehearsal=0.25),
-    'all three': dict(rehearsal=0.25, distillation=1.0, ewc=1.0),
+    'rehearsal of neutral speech': dict(rehearsal=0.6, earlier=False),
+    'rehearsal of both': dict(rehearsal=0.6),
+    'all three': dict(rehearsal=0.6, distillation=1.0, ewc=1.0),
 }
 
 def _sequence_config(cfg: RetentionConfig, method: str, folder: Path) -> ExpressiveConfig:

@@ -27,7 +27,8 @@ METRIC_LABELS = dict(
     whisper_wer_seed_tts='WER, mean of utterances (seed-tts-eval)',
     whisper_wer_corpus='WER of the whole corpus',
     words='closed-set sentence accuracy',
-    speaker='speaker similarity to the base\'s neutral voice',
+    speaker='speaker similarity to the neutral recordings, cosine (GE2E)',
+    vocal_tract='vocal tract length against the neutral recordings, %',
     mos='predicted MOS (DistillMOS)',
     stopped='EOS rate',
     trailing='silence after the last speech, s',
@@ -133,11 +134,11 @@ def judge_errors_table(judge: dict) -> list[dict]:  # judge: as `evaluation.json
 _PAGE = assets('web/evaluation_page.html').read_text(encoding='utf-8')
 
 def _spoken_by_text(rows: list[dict]) -> dict[str, list[dict]]:
-    "What the models say without context at the first seed"
+    "What the models say at the first seed"
     spoken = {}
     for row in rows:
         if row['system'] not in ('base', 'adapter', 'against'): continue
-        if row['context'] or row['seed'] != rows[0]['seed']: continue
+        if row['seed'] != rows[0]['seed']: continue
         spoken.setdefault(row['text'], []).append(row)
     return spoken
 
@@ -160,6 +161,7 @@ def write_evaluation_page(folder: Path, result: dict, rows: list[dict]) -> Path:
         f'Evaluation of {Path(folder).name}',
         _PAGE,
         p=result['protocol'],
+        synthetic=result.get('run', {}).get('source') == 'embedded',
         rows=evaluation_table(result),
         heard=list(_spoken_by_text(rows).items())[:8],
         cards=cards,

@@ -22,10 +22,11 @@ def _is_general(report: dict) -> bool:
     "Whether a report is of the general stage"
     return 'emotions' in report
 
+# %% ../../nbs/chapters/72_report.pages.ipynb #bffa65bb
 def _accuracy_rows(report: dict) -> list[tuple]:
-    "Is the emotion recognised, are the words, did the model stop?"
+    "Is the emotion recognised, with the token, without it, and by the token alone?"
     emotion = report['config']['emotion']
-    judge, target, words = report['judge'], report['target_emotion_accuracy'], report['closed_set_accuracy']
+    judge, target = report['judge'], report['target_emotion_accuracy']
     recall = judge['recall'].get(emotion, float('nan'))
     return [
         (
@@ -35,6 +36,25 @@ def _accuracy_rows(report: dict) -> list[tuple]:
             f'the judge finds {recall:.2f} of {emotion} recordings of speakers it never heard (UAR '
             f"{format_interval(judge['uar_interval'])}, chance {judge['chance']:.2f})",
         ),
+        (
+            f'judged {emotion}: text without the token',
+            format_interval(target['base']),
+            format_interval(target['adapter_untagged']),
+            'what leaks into neutral text; 0 is wanted',
+        ),
+        (
+            f'judged {emotion}: the token alone',
+            format_interval(target['base_tagged']),
+            '',
+            'the base with the token, without the adapter',
+        ),
+    ]
+
+# %% ../../nbs/chapters/72_report.pages.ipynb #43061426
+def _ending_rows(report: dict) -> list[tuple]:
+    "Are the words recognised, did the model stop?"
+    words = report['closed_set_accuracy']
+    return [
         (
             f"closed-set sentence accuracy ({report['closed_set_size']})",
             format_interval(words['base']),
@@ -67,17 +87,26 @@ def _prosody_rows(report: dict) -> list[tuple]:
     return rows
 
 # %% ../../nbs/chapters/72_report.pages.ipynb #f18d9f34
-_UNTAGGED = dict(per='phoneme errors', speaker='speaker, cosine', f0='F0, semitones', rate='rate, log2')
+_VOICE = dict(vocal_tract='difference in vocal tract length, %', speaker='GE2E similarity, cosine')
+_UNTAGGED = dict(per='phoneme errors', f0='F0, semitones', rate='rate, log2') | _VOICE
+
+def _change_row(label: str, figures: dict | str) -> tuple:
+    "Base, adapter and their paired change; a metric that is not installed gives its reason"
+    if isinstance(figures, str): return label, figures, '', ''
+    base, adapter = f"{figures['base']:.2f}", f"{figures['adapter']:.2f}"
+    return label, base, adapter, f"change {format_interval(figures['change'])}"
+
+def _voice_rows(report: dict) -> list[tuple]:
+    "Whether base and adapter speak in the voice of the reference turn"
+    measured = report['voice']
+    return [_change_row(f'voice against its recordings: {label}', measured[name])
+            for name, label in _VOICE.items()]
 
 def _untagged_rows(report: dict) -> list[tuple]:
-    "What became of text without a tag; a metric that is not installed gives its reason"
-    measured, rows = report['untagged'], []
-    for name, label in _UNTAGGED.items():
-        label, figures = f'untagged neutral text: {label}', measured[name]
-        if isinstance(figures, str): rows.append((label, figures, '', ''))
-        else:
-            base, adapter = f"{figures['base']:.2f}", f"{figures['adapter']:.2f}"
-            rows.append((label, base, adapter, f"change {format_interval(figures['change'])}"))
+    "What became of text without a tag"
+    measured = report['untagged']
+    rows = [_change_row(f'untagged neutral text: {label}', measured[name])
+            for name, label in _UNTAGGED.items()]
     stop = measured['eos_failures']
     return [
         *rows,
@@ -102,30 +131,47 @@ def _ewc_rows(report: dict) -> list[tuple]:
         )
     return [('EWC: penalty over task loss at the end', '', f"{ewc['penalty_ratio']:.3f}", remark)]
 
+# %% ../../nbs/chapters/72_report.pages.ipynb #e8960b03
+def _strength_text(report: dict) -> str:
+    "What the adapter's strength rests on"
+    strength = report.get('strength', dict(reason='as trained'))
+    if 'reason' in strength: return strength['reason']
+    ratios = ', '.join(f'{ratio:.2f}' for ratio in strength['mean_transfer_ratio'])
+    candidates = ', '.join(f'{candidate:g}' for candidate in strength['candidates'])
+    return (
+        f"chosen on {len(strength['voices'])} validation speakers: mean prosody transfer ratio {ratios} at "
+        f'{candidates} times the strength as trained'
+    )
+
+def _strength_rows(report: dict) -> list[tuple]:
+    "How strong the adapter is"
+    value = report.get('strength', {}).get('value', 1.0)
+    return [('adapter strength, 1: as trained', '0', f'{value:.2f}', _strength_text(report))]
+
 # %% ../../nbs/chapters/72_report.pages.ipynb #23524849
+def _nll_row(label: str, figures: dict, remark: str) -> tuple:
+    "NLL with the adapter off and on; an interval that holds 0 decides nothing"
+    change = figures['change']
+    undecided = '' if change['low'] > 0 or change['high'] < 0 else ': undecided'
+    change_text = f"change {format_interval(change, 2, '+')} nats per frame, n = {change['n']}{undecided}"
+    return label, f"{figures['base']:.2f}", f"{figures['adapter']:.2f}", f'{change_text}{remark}'
+
 def _nll_rows(report: dict) -> list[tuple]:
     "Likelihood of held-out recordings: neutral speech, which should not change, and the emotion"
-    neutral, target, kl = report['neutral_nll'], report['emotion_nll'], report['neutral_kl']
+    kl, emotion = report['neutral_kl'], report['config']['emotion']
     depth_kl = ', '.join(f'{name} {value:.3f}' for name, value in kl.items() if name != 'c0')
+    neutral, target = 'neutral speech, held out', f'{emotion} recordings, unheard speakers'
     return [
+        _nll_row(f'{neutral}: NLL of codebook 0', report['neutral_nll'], '; what the base lost'),
+        _nll_row(f'{neutral}, without a reference turn', report['neutral_nll_single_turn'], ''),
         (
-            'neutral speech, held out: NLL of codebook 0',
-            f"{neutral['base']:.2f}",
-            f"{neutral['adapter']:.2f}",
-            f"rise {format_interval(neutral['change'])} nats per frame: what the base lost",
-        ),
-        (
-            'neutral speech, held out: KL(base || adapter)',
+            f'{neutral}: KL(base to adapter)',
             '0',
             f"{kl['c0']:.3f}",
             f'nats per frame, codebook 0; {depth_kl}',
         ),
-        (
-            f"{report['config']['emotion']} recordings, unheard speakers: NLL of codebook 0",
-            f"{target['base']:.2f}",
-            f"{target['adapter']:.2f}",
-            f"change {format_interval(target['change'])} nats per frame",
-        ),
+        _nll_row(f'{target}: NLL of codebook 0', report['emotion_nll'], ''),
+        _nll_row(f'{target}, without a reference turn', report['emotion_nll_single_turn'], ''),
     ]
 
 # %% ../../nbs/chapters/72_report.pages.ipynb #b6ae7bcd
@@ -150,8 +196,11 @@ def summary_table(report: dict) -> list[dict]:  # rows with equal keys
         return [_expressive_row(emotion, figures) for emotion, figures in report['emotions'].items()]
     rows = [
         *_accuracy_rows(report),
+        *_ending_rows(report),
         *_prosody_rows(report),
+        *_voice_rows(report),
         *_untagged_rows(report),
+        *_strength_rows(report),
         *_ewc_rows(report),
         *_nll_rows(report),
     ]
@@ -214,7 +263,7 @@ _EMOTION_PAGE = assets('web/emotion_page.html').read_text(encoding='utf-8')
 _EMOTION_FIGURES = [
     ('before_after', 'spectrograms with F0, base and adapter'),
     ('gap', 'prosody transfer ratio, neutral to the emotion'),
-    ('profile', 'prosodic profile against people'),
+    ('profile', 'prosodic profile against recordings'),
     ('judge', 'what the judge says'),
     ('training', 'training curves'),
 ]
@@ -227,8 +276,9 @@ def _emotion_values(cfg, report: dict) -> dict:
     "What the page of one emotion shows beside the table"
     players = []
     for sample in report['samples']:
-        row = {'sentence (never trained on)': sample['text'], 'voice': sample['role']}
-        players.append(row | {name: player(sample[name]['file']) for name in ('base', cfg.emotion)})
+        row = {'sentence (never trained on)': sample['text'], 'voice': sample['speaker']}
+        sets = {'reference turn': 'reference', 'base': 'base', cfg.emotion: cfg.emotion}
+        players.append(row | {label: player(sample[name]['file']) for label, name in sets.items()})
     return dict(base=Path(cfg.base).name, listen=players, figures=_EMOTION_FIGURES)
 
 def _expressive_values(cfg, report: dict) -> dict:
@@ -244,7 +294,8 @@ def _expressive_values(cfg, report: dict) -> dict:
         for stage, nll in zip(transfer['stages'], transfer['nll']):
             stages.append({'after': stage} | dict(zip(transfer['tasks'], nll)))
     rise = format_interval(report['neutral_nll']['change'], 3, '+')
-    return dict(listen=players, transfer=transfer, stages=stages, rise=rise)
+    strength = _strength_text(report)
+    return dict(listen=players, transfer=transfer, stages=stages, rise=rise, strength=strength)
 
 # %% ../../nbs/chapters/72_report.pages.ipynb #9388a16e
 def write_page(run: Run, report: dict) -> Path:

@@ -6,7 +6,7 @@
 __all__ = ['Request', 'file_stem', 'Spoken', 'SpeakPanel']
 
 # %% ../../nbs/chapters/77_report.studio.ipynb #fd07605f
-import hashlib, json, time
+import hashlib, json, re, time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,8 @@ from csm_expressive_nb.report.widget_view import (
     StaticView, encode_sound, figure_widget, html_widget, message, short_sound, small_picture, sound_widget,
     web_template,
 )
+from ..data.dataset import open_dataset
+from ..data.speakers import Reference, spoken_voices
 from ..speech.speaker import Speaker, Style, check_sentence, list_styles
 
 # %% ../../nbs/chapters/77_report.studio.ipynb #de51003b
@@ -32,7 +34,7 @@ class Request:
     "What is to be spoken, and how"
     style: Style
     text: str
-    voice: int
+    voice: Reference             # the turn whose voice it takes
     intensity: float             # strength of the adapter, 0 for the base
     seed: int
     temperature: float
@@ -42,7 +44,8 @@ class Request:
         style = self.style
         return dict(
             text=self.text,
-            voice=self.voice,
+            voice=self.voice.speaker,
+            reference_turn=self.voice.text,
             intensity=self.intensity,
             seed=self.seed,
             temperature=self.temperature,
@@ -56,8 +59,8 @@ class Request:
 def file_stem(settings: dict) -> str:
     "A file name for the sound of these settings; different settings have different names"
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    return (f"{settings['emotion']}_{settings['intensity']:.2f}_voice{settings['voice']}"
-            f"_seed{settings['seed']}_{key}")
+    voice = re.sub(r'\W+', '_', settings['voice'])
+    return f"{settings['emotion']}_{settings['intensity']:.2f}_{voice}_seed{settings['seed']}_{key}"
 
 # %% ../../nbs/chapters/77_report.studio.ipynb #42597204
 @dataclass
@@ -75,6 +78,7 @@ class SpeakPanel(StaticView, W.VBox):
         self,
         folder: str | Path = '_reports',  # where runs are looked for; a relative path: from the project root
         model: str = 'nano',              # what speaks as the base
+        source: str | Path = 'embedded',  # dataset whose test split lends its voices
         history_size: int = 6,            # how many are remembered
     ):
         super().__init__()
@@ -83,7 +87,7 @@ class SpeakPanel(StaticView, W.VBox):
         self.history, self.current = [], None              # the last sentences, and the one that is shown
         self.hint, self.status = html_widget(), html_widget()
         self.result, self.comparison = W.VBox(), W.VBox()
-        self._make_inputs()
+        self._make_inputs(spoken_voices(open_dataset(source), 'the studio'))
         self._make_buttons()
         self.refresh()
         self._arrange()
@@ -96,15 +100,16 @@ def _slider(name: str, value: float, low: float, high: float) -> W.FloatSlider:
                          style=_LABEL, layout=W.Layout(width='27em'))
 
 @patch
-def _make_inputs(self: SpeakPanel):
+def _make_inputs(self: SpeakPanel, voices: dict[str, list[Reference]]):
     narrow = W.Layout(width='15em')
-    voices = [(f'{i} ({"male" if i % 2 else "female"})', i) for i in range(1, 9)]
+    options = [(f'{turn.speaker}: {turn.text}', turn) for own in voices.values() for turn in own]
     self.text = W.Text('The sailor sold a golden lamp.', description='sentence', style=_LABEL,
                        layout=W.Layout(width='100%', max_width='44em'))
     self.style_buttons = W.ToggleButtons(style=W.ToggleButtonsStyle(button_width='auto', **_LABEL))
     self.intensity = _slider('intensity', 1.0, 0.0, 1.5)
     self.temperature = _slider('temperature', 0.6, 0.1, 1.2)
-    self.voice = W.Dropdown(options=voices, description='voice', value=2, style=_LABEL, layout=narrow)
+    self.voice = W.Dropdown(options=options, description='voice', style=_LABEL,
+                            layout=W.Layout(width='28em'))
     self.seed = W.BoundedIntText(0, min=0, max=2**31 - 1, description='seed', style=_LABEL, layout=narrow)
     self.style_buttons.observe(lambda _: self._enable_intensity(), 'value')
 
@@ -207,7 +212,7 @@ def _speak(self: SpeakPanel, request: Request, autoplay: bool):
 # %% ../../nbs/chapters/77_report.studio.ipynb #58e818b9
 _CAPTION = (
     '<b>{{ request.style.label }}</b>{% if request.style.folder %} x {{ "%.2f" % request.intensity }}'
-    '{% endif %}, voice {{ request.voice }}, seed {{ request.seed }}, '
+    '{% endif %}, voice {{ request.voice.speaker }}, seed {{ request.seed }}, '
     'temperature {{ "%.2f" % request.temperature }}: '
     '{{ request.text }}'
 )
@@ -217,7 +222,9 @@ def show(self: SpeakPanel, spoken: Spoken, autoplay: bool = True):
     "Player, figure, and the list of what was spoken"
     self.current, self.save_button.disabled = spoken, False
     request = spoken.request
-    figure = clip_figure(spoken.speech.audio, f'{request.style.emotion or "base"}, voice {request.voice}')
+    figure = clip_figure(
+        spoken.speech.audio, f'{request.style.emotion or "base"}, voice {request.voice.speaker}'
+    )
     self.result.children = [
         html_widget('<p style="margin:.6em 0 .2em">' + _CAPTION + '</p>', request=request),
         sound_widget(spoken.speech.audio, autoplay),
@@ -261,7 +268,7 @@ def static_html(self: SpeakPanel) -> Markup:
         rows.append(dict(
             emotion=request.style.label,
             intensity=request.intensity if request.style.folder else '',
-            voice=request.voice,
+            voice=request.voice.speaker,
             seed=request.seed,
             temperature=request.temperature,
             sentence=request.text,

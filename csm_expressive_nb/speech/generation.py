@@ -14,23 +14,24 @@ import numpy as np, torch, transformers
 from tqdm.auto import tqdm
 
 from ..data.codec import map_clips
+from ..data.speakers import Reference
 from ..model.csm import base_of, text_ids
 
 # %% ../../nbs/chapters/50_speech.generation.ipynb #0c5e271d
-def generate_kwargs(model, temperature: float = 0.6, max_frames: int = 75) -> dict:
-    """Arguments for `generate`: sampling in both decoders, no invalid ids, at most `max_frames` frames of
-    80 ms"""
+def generate_kwargs(model, temperature: float = 0.6, max_frames: int = 75, top_k: int = 50) -> dict:
+    """Arguments for `generate`: sampling in both decoders from the `top_k` likeliest codes (0: from all), no
+    invalid ids, at most `max_frames` frames of 80 ms"""
     cfg = model.config
     invalid_ids = list(range(getattr(cfg.codec_config, 'codebook_size'), cfg.vocab_size))
     return dict(
         max_new_tokens=max_frames,
         do_sample=True,
         temperature=temperature,
-        top_k=50,
+        top_k=top_k,
         suppress_tokens=invalid_ids,
         depth_decoder_do_sample=True,
         depth_decoder_temperature=temperature,
-        depth_decoder_top_k=50,
+        depth_decoder_top_k=top_k,
         depth_decoder_suppress_tokens=invalid_ids,
     )
 
@@ -56,30 +57,28 @@ def depth_config(model):
 class Speech:
     "One spoken sentence"
     text: str
-    role: int
+    speaker: str  # whose voice: that of the reference turn; without one '', and nobody's in particular
     audio: np.ndarray        # [n] at the codec's rate
     codes: torch.Tensor      # [T,K]
     ended: bool              # the model ended the clip (EOS)
     seconds: float | None = None        # this sentence's share of the time its batch took, without the codec
 
 # %% ../../nbs/chapters/50_speech.generation.ipynb #3f933367
-def prompts(processor, texts: list[str], roles: list[int], tag: str = '', contexts: list | None = None):
-    """What `generate` wants: the sentences left-padded, each after its context turn (text and sound) where
-    `contexts` has one"""
-    if contexts:
-        conversations = []
-        for text, role, context in zip(texts, roles, contexts):
-            before = _turn(context.text, context.role, context.audio)
-            conversations.append([before, _turn(tag + text, role)])
-        return processor.apply_chat_template(conversations, tokenize=True, return_dict=True)
-    ids = [text_ids(processor, text, role, tag).tolist() for text, role in zip(texts, roles)]
-    return processor.tokenizer.pad(dict(input_ids=ids), padding_side='left', return_tensors='pt')
+def prompts(processor, texts: list[str], references: list[Reference] | None = None, tag: str = ''):
+    "What `generate` wants: the sentences left-padded, each after its reference turn where there are any"
+    if not references:
+        ids = [text_ids(processor, text, tag).tolist() for text in texts]
+        return processor.tokenizer.pad(dict(input_ids=ids), padding_side='left', return_tensors='pt')
+    conversations = []
+    for text, reference in zip(texts, references, strict=True):
+        conversations.append([_turn(reference.text, reference.audio), _turn(tag + text)])
+    return processor.apply_chat_template(conversations, tokenize=True, return_dict=True)
 
-def _turn(text: str, role: int, audio=None) -> dict:
+def _turn(text: str, audio=None) -> dict:
     "A turn in the form of the processor's chat template"
     content = [dict(type='text', text=text)]
     if audio is not None: content.append(dict(type='audio', audio=np.asarray(audio)))
-    return dict(role=str(role), content=content)
+    return dict(role='0', content=content)
 
 # %% ../../nbs/chapters/50_speech.generation.ipynb #2b07cdd0
 def decode(model, codes: torch.Tensor) -> np.ndarray:
@@ -100,31 +99,32 @@ def speak(
     model,
     processor,
     texts: list[str],
-    roles: list[int],
+    references: list[Reference] | None = None,  # a turn for every text, whose voice it takes
     tag: str = '',
     seed: int = 0,
     temperature: float = 0.6,
     max_frames: int = 75,
+    top_k: int = 50,
     batch: int = 28,
-    contexts: list[Speech] | None = None,
     desc: str = 'speak',
     show: bool = True,
 ) -> list[Speech]:
-    "Speak `texts` with voices `roles`, each after its turn of `contexts`; same arguments, same sound"
+    "Speak `texts`, each after its reference turn; same arguments, same sound"
     model.eval()
     eos = model.config.codebook_eos_token_id
     out = []
     for start in tqdm(range(0, len(texts), batch), desc=desc, unit='batch', disable=not show):
         part = slice(start, start + batch)
-        turns = prompts(processor, texts[part], roles[part], tag, contexts and contexts[part])
-        inputs = turns.to(model.device)
+        inputs = prompts(processor, texts[part], references and references[part], tag).to(model.device)
         torch.manual_seed(seed)
         started = time.perf_counter()
         with depth_config(model):
-            generated = model.generate(**inputs, **generate_kwargs(model, temperature, max_frames)).cpu()
+            settings = generate_kwargs(model, temperature, max_frames, top_k)
+            generated = model.generate(**inputs, **settings).cpu()
         seconds = (time.perf_counter() - started) / len(generated)
         clips, ended = zip(*[_trim(codes, eos) for codes in generated])
         sounds = map_clips(base_of(model).codec_model, lambda codes: decode(model, codes), clips)
-        for clip in zip(texts[part], roles[part], sounds, clips, ended):
+        voices = [turn.speaker for turn in references[part]] if references else [''] * len(clips)
+        for clip in zip(texts[part], voices, sounds, clips, ended):
             out.append(Speech(*clip, seconds))
     return out

@@ -15,6 +15,7 @@ from fastcore.basics import patch
 from pydantic import BaseModel
 
 from ..core.runs import RunRecord, check_adapter, load_configuration
+from ..data.speakers import Reference
 from ..model.csm import TAG, emotion_tag, load_csm
 from ..model.lora import adapter_scale, load_adapter
 from .generation import Speech, speak
@@ -121,7 +122,7 @@ def say(
     self: Speaker,
     style: Style,
     text: str,
-    voice: int = 1,
+    voice: Reference | None = None,  # the turn whose voice it takes; None: nobody's in particular
     # strength of the adapter: 0 is the base, without a control token in its text; 1 as trained
     intensity: float = 1.0,
     seed: int = 0,
@@ -130,9 +131,10 @@ def say(
     "One sentence; the same arguments give the same samples"
     text = check_sentence(text)
     frames = max(75, 25 + 2 * len(text))
+    references = [voice] if voice else None
     options = dict(seed=seed, temperature=temperature, max_frames=frames, show=False)
     if not style.folder:
-        return speak(*self.base(), [text], [voice], **options)[0]
+        return speak(*self.base(), [text], references, **options)[0]
     model, processor = self.adapter(style.folder)
     with adapter_scale(model, intensity):
-        return speak(model, processor, [text], [voice], style.tag if intensity else '', **options)[0]
+        return speak(model, processor, [text], references, style.tag if intensity else '', **options)[0]

@@ -100,7 +100,7 @@ def _total_nll(model, states: tuple, labels: torch.Tensor) -> torch.Tensor:
 # %% ../../nbs/chapters/45_training.ewc.ipynb #0f28bb00
 def _batches(conversations: list, tokens: int):  # yields (index of the first utterance, conversations)
     "Batches of as many utterances as fit `tokens` positions, at least one"
-    lengths = [len(turns[0]) for turns in conversations]
+    lengths = [sum(map(len, turns)) for turns in conversations]
     start = 0
     while start < len(lengths):
         end = start + 1

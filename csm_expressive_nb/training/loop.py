@@ -109,7 +109,7 @@ def make_sampler(
     cfg,
     target: list[Example],
     rehearsal: list[Example],
-    contexts: dict[str, list[Example]] | None,        # neutral clips by speaker
+    references: dict[str, list[Example]] | None,        # neutral clips by speaker
 ) -> Sampler:
     "The sampler that a configuration asks for"
     return Sampler(
@@ -118,8 +118,9 @@ def make_sampler(
         batch_size=cfg.batch,
         rehearsal_share=cfg.rehearsal,
         seed=cfg.seed,
-        contexts=contexts,
+        references=references,
         context=cfg.context,
+        paired=cfg.paired,
         depth_ratio=cfg.depth_ratio,
         corruption=cfg.corruption,
     )
@@ -223,7 +224,7 @@ def validate(
     conversations = []
     for example in examples:
         depth_mask = depth_frames(example.frames, cfg.depth_ratio, generator)
-        conversations.append([example.turn(depth_mask=depth_mask)])
+        conversations.append(example.conversation(depth_mask))
     n_frames = count_frames(conversations)
     objective.eval()
     total = 0
@@ -451,7 +452,7 @@ def train(
     target: list[Example],
     rehearsal: list[Example] = (),
     validation: list[Example] = (),
-    contexts: dict | None = None,                     # neutral clips by speaker
+    references: dict | None = None,                     # neutral clips by speaker
     auxiliary_losses=(),                              # see `Objective`
     penalties=(),
     start: dict | None = None,                        # initial values of trained weights, by name
@@ -467,7 +468,7 @@ def train(
     if start: load_trainable_state(start, model)
     objective = Objective(model, cfg, auxiliary_losses, penalties)
     objective, optimizer = accelerator.prepare(objective, make_optimizer(model, cfg))
-    sampler = make_sampler(cfg, target, rehearsal, contexts)
+    sampler = make_sampler(cfg, target, rehearsal, references)
     session = _Session(cfg, run, accelerator, objective, optimizer.optimizer, sampler, show)
     _check_sharding(accelerator, penalties)
     first_step = _resume(session)
