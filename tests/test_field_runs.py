@@ -123,10 +123,10 @@ def test_27_run_all_twice_in_one_kernel():
 
     with client.setup_kernel():
         assert run_all("emotion = 'sad'; rank = 3") == 'sad 3 2.0'
-        assert run_all("emotion = 'happy'") == 'happy 16 2.0'  # no `alpha` from the plot, no 'speech'
+        assert run_all("emotion = 'happy'") == 'happy 8 2.0'  # no `alpha` from the plot, no 'speech'
         with pytest.raises(CellExecutionError, match="did you mean 'emotion'"):
             run_all("emtion = 'calm'")
-        assert run_all("emotion = 'calm'") == 'calm 16 2.0'
+        assert run_all("emotion = 'calm'") == 'calm 8 2.0'
 
 def test_28_a_start_that_failed_blocks_nothing(run):
     from csm_expressive_nb.core.config import load_config
