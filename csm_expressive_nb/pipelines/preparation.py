@@ -220,10 +220,7 @@ def _neutral_recordings(cfg, model, processor, ds: Dataset, split: str) -> list[
 # %% ../../nbs/chapters/80_pipelines.preparation.ipynb #fae0b5b5
 def _own_speech(run: Run, model, processor, ds: Dataset) -> list[Example]:
     "The base's own speech after training speakers; what was left out goes to `rehearsal.csv`"
-    clips = require_references(ds.select(split='train'), f'{ds.folder}, training split', 'own speech')
-    turns = {}
-    for speaker, own in clips.items():
-        turns[speaker] = [Reference(clip.text, ds.audio(clip), speaker) for clip in own]
+    turns = spoken_voices(ds, 'own speech', 'train')
     texts = [utterance.text for utterance in neutral_utterances('rehearsal')[:OWN_CLIPS]]
     examples, rejected = generate_rehearsal_speech(model, processor, texts, references_in_turn(turns, texts))
     atomic_write(run / 'rehearsal.csv', rejected.read_text(encoding='utf-8'))
