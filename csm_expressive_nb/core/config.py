@@ -87,7 +87,7 @@ class TrainConfig(BaseModel):
     # chance that a reference turn, a neutral clip of the same speaker, goes before a clip
     context: float = Field(0.8, ge=0, le=1)
     # keeping what the base could do
-    rehearsal: float = Field(0.6, ge=0, lt=1)   # share of frames that is neutral speech
+    rehearsal: float = Field(0.5, ge=0, lt=1)   # share of frames that is neutral speech
     # rehearse a target's own sentence and speaker where there is a neutral clip of it, after the same
     # reference
     paired: bool = True
@@ -116,7 +116,7 @@ class TrainConfig(BaseModel):
     gradient_checkpointing: bool = False
     compile: bool = False                       # torch.compile of backbone and depth decoder
     # validation, checkpoints, logs
-    validate_every: int = Field(50, ge=0)       # 0: never
+    validate_every: int = Field(100, ge=0)      # 0: never
     # keep the adapter with the least of this validation value; empty: keep the last
     monitor: Literal['', 'loss', 'c0', 'depth'] = ''
     # stop after so many validations without a new least `monitor`; 0: never
@@ -147,13 +147,14 @@ class RunConfig(TrainConfig):
     # the dataset's neutral clips, shipped neutral speech where it fits the codec, or the base's own speech;
     # auto: the first two, own speech where there is neither
     rehearsal_from: Literal['auto', 'data', 'shipped', 'own'] = 'auto'
-    distillation: float = Field(1.0, ge=0)      # weight of KL(base || adapter)
+    distillation: float = Field(2.0, ge=0)      # weight of KL(base || adapter)
     # extra copies of each training clip: +-1 semitone, +-5 % tempo, noise at 30-40 dB
     augmented: int = Field(0, ge=0)
     # sentences spoken per emotion and candidate to choose the adapter's strength; 0: as it was trained
     strength_sentences: int = Field(16, ge=0)
     sentences: int = Field(112, ge=8)           # unseen sentences spoken for the evaluation
-    temperature: float = Field(0.6, gt=0)
+    # of the codes that are drawn; None: the model's own, nano .6, csm-1b .9
+    temperature: float | None = Field(None, gt=0)
 
 # %% ../../nbs/chapters/02_core.config.ipynb #e848bb4b
 class _OneEmotion(TrainConfig):
@@ -177,6 +178,9 @@ class ExpressiveConfig(RunConfig, _ManyEmotions):
     steps: int = Field(800, ge=1)
     batch: int = Field(8, ge=1)
     rank: int = Field(32, ge=0)
+    rehearsal: float = Field(0.6, ge=0, lt=1)
+    distillation: float = Field(1.0, ge=0)
+    validate_every: int = Field(50, ge=0)
     monitor: Literal['', 'loss', 'c0', 'depth'] = 'loss'
     sample_every: int = Field(200, ge=0)
     strength_sentences: int = Field(4, ge=0)

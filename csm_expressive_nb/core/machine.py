@@ -67,6 +67,8 @@ def seed_everything(seed: int):
     torch.manual_seed(seed)
     limit_threads()
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # torch would otherwise fill every new tensor with NaN, which finds errors in operators and costs time
+    torch.utils.deterministic.fill_uninitialized_memory = False
 
 # %% ../../nbs/chapters/01_core.machine.ipynb #e3019763
 def read_commit() -> str:

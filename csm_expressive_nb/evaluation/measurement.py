@@ -259,7 +259,7 @@ def measure(
     "Every metric on every clip that has what it requires"
     for name in metrics: _require_available(name, download)
     in_processes = any(METRICS[name].holds_gil for name in metrics)
-    jobs = jobs or max(1, min(cores(), len(utterances) // (64 if in_processes else 16)))
+    jobs = jobs or max(1, min(cores(), len(utterances) // (24 if in_processes else 16)))
     positions = {name: _measurable(METRICS[name], utterances, subsample) for name in metrics}
     chunks = _chunks(utterances, positions, jobs)
     rows, seconds = [{}] * len(utterances), dict.fromkeys(metrics, 0.0)

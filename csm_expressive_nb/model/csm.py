@@ -89,11 +89,18 @@ def _read_checkpoint(name: str) -> tuple:  # (model, processor)
     except OSError as error: raise OSError(_explain_loading(source, on_hub, error)) from error
     return model, processor
 
+# %% ../../nbs/chapters/30_model.csm.ipynb #cc31e0ce
+def _reduce_but_codec(csm):
+    "Weights to bfloat16, here, before they go to a card: no float32 copy is ever on it"
+    for name, parameter in csm.named_parameters():
+        if not name.startswith('codec_model.'): parameter.data = parameter.data.bfloat16()
+
 def load_csm(
     model: str = 'nano',            # preset, hub id, or folder of a checkpoint
     device: str | None = None,      # None: the GPU of this process where there is one
+    precision: str = 'fp32',        # bf16: all but the codec; auto: that on a GPU
 ) -> tuple:  # (model, processor)
-    "A CSM checkpoint and its processor, checked; float32 with a float32 codec"
+    "A CSM checkpoint and its processor, checked; the codec is float32 in any case"
     limit_threads()
     device = device or _default_device()
     if model == 'csm-1b-shape':
@@ -102,6 +109,8 @@ def load_csm(
         csm.tie_weights()
     else: csm, processor = _read_checkpoint(model)
     check_csm(csm)
+    on_gpu = torch.device(device).type == 'cuda'
+    if precision == 'bf16' or (precision == 'auto' and on_gpu): _reduce_but_codec(csm)
     return csm.to(device).eval(), processor
 
 # %% ../../nbs/chapters/30_model.csm.ipynb #9e52b364

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PROJECTIONS', 'lora_config', 'add_lora', 'trainable_parameters', 'unfreeze', 'weights_hash', 'base_name',
-           'save_adapter', 'load_adapter', 'adapter_scale', 'set_strength', 'enable_gradient_checkpointing',
-           'reduce_precision', 'merge_adapter', 'load_base', 'prepare_model']
+           'save_adapter', 'load_adapter', 'adapter_scale', 'active_adapters', 'set_strength',
+           'enable_gradient_checkpointing', 'reduce_precision', 'merge_adapter', 'load_base', 'prepare_model']
 
 # %% ../../nbs/chapters/33_model.lora.ipynb #d190cc4e
 import hashlib, os, shutil, warnings
@@ -20,6 +20,7 @@ from transformers import CsmForConditionalGeneration
 from ..core.files import apply_umask, atomic_write, sha256
 from ..core.config import HUB
 from .csm import HUB_ID, base_of, check_csm, load_csm, save_csm
+from .linear import fuse_linear_layers
 
 # %% ../../nbs/chapters/33_model.lora.ipynb #c7e5f0e3
 PROJECTIONS = 'q_proj k_proj v_proj o_proj gate_proj up_proj down_proj'.split()
@@ -122,29 +123,39 @@ def save_adapter(
     return apply_umask(folder)
 
 # %% ../../nbs/chapters/33_model.lora.ipynb #23a4c860
-def load_adapter(model: CsmForConditionalGeneration, folder: str | Path) -> PeftModel:
-    "Wrap `model` in place with the adapter of `folder`; a missing, renamed or misshapen tensor is an error"
+def _check_tensors(lora: PeftModel, name: str, path: Path, saved: dict):
+    "ValueError where the tensors of a file, `saved` shapes by name, are not those of the adapter"
+    state_dict = get_peft_model_state_dict(lora, adapter_name=name, save_embedding_layers=False)
+    expected = {tensor_name: tensor.shape for tensor_name, tensor in state_dict.items()}
+    names = saved.keys() | expected.keys()
+    different = sorted(each for each in names if saved.get(each) != expected.get(each))
+    if not different: return
+    first = different[0]
+    raise ValueError(
+        f'{path} does not fit this model: {len(different)} tensors differ, first {first} '
+        f'({tuple(saved.get(first, ()))} in the file, {tuple(expected.get(first, ()))} wanted)'
+    )
+
+# %% ../../nbs/chapters/33_model.lora.ipynb #bfe844de
+def load_adapter(
+    model,                                     # CSM, wrapped in place; or with adapters already
+    folder: str | Path,
+    name: str = 'default',                     # of the adapter in the model
+) -> PeftModel:
+    "`model` with the adapter of `folder`; a missing, renamed or misshapen tensor is an error"
     path = Path(folder) / 'adapter_model.safetensors'
     if not path.exists():
         raise FileNotFoundError(f'{path} does not exist: name the folder `adapter` of a finished run')
-    saved = {name: tensor.shape for name, tensor in load_file(path).items()}
+    saved = {tensor_name: tensor.shape for tensor_name, tensor in load_file(path).items()}
     try:
-        lora = PeftModel.from_pretrained(model, str(folder))
+        if isinstance(model, PeftModel): model.load_adapter(str(folder), name)
+        else: model = PeftModel.from_pretrained(model, str(folder), name)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise ValueError(f'{path} does not fit this model: {reason}') from None
-    state_dict = get_peft_model_state_dict(lora, save_embedding_layers=False)
-    expected = {name: tensor.shape for name, tensor in state_dict.items()}
-    names = saved.keys() | expected.keys()
-    different = sorted(name for name in names if saved.get(name) != expected.get(name))
-    if different:
-        first = different[0]
-        raise ValueError(
-            f'{path} does not fit this model: {len(different)} tensors differ, first {first} '
-            f'({tuple(saved.get(first, ()))} in the file, {tuple(expected.get(first, ()))} wanted)'
-        )
-    check_csm(base_of(lora))
-    return lora.eval()
+    _check_tensors(model, name, path, saved)
+    check_csm(base_of(model))
+    return model.eval()
 
 # %% ../../nbs/chapters/33_model.lora.ipynb #f30e2dbe
 @contextmanager
@@ -161,6 +172,17 @@ def adapter_scale(
         yield
     finally:
         for layer, scaling in zip(layers, trained): layer.scaling = scaling
+
+# %% ../../nbs/chapters/33_model.lora.ipynb #8fbac035
+def active_adapters(model) -> list[str]:
+    "Names of the adapters that add to the model's output: none where they are switched off or merged"
+    for module in model.modules():
+        if not hasattr(module, 'lora_A'): continue
+        if module.merged and module.disable_adapters:
+            raise ValueError('a merged adapter cannot be switched off: call unmerge_adapter() first')
+        off = module.disable_adapters or module.merged
+        return [] if off else [name for name in module.active_adapters if name in module.lora_A]
+    return []
 
 # %% ../../nbs/chapters/33_model.lora.ipynb #1e296dc5
 def set_strength(lora: PeftModel, strength: float):
@@ -232,6 +254,7 @@ def prepare_model(model, cfg):
     else:
         options = dict(depth_rank=cfg.depth_rank, alpha=cfg.alpha, targets=cfg.targets)
         model = add_lora(model, cfg.rank, cfg.dropout, cfg.seed, **options)
+    fuse_linear_layers(model)
     _warn_of_slow_bfloat16(cfg)
     if cfg.precision == 'bf16': reduce_precision(model)
     if cfg.gradient_checkpointing: enable_gradient_checkpointing(model)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 
 from .csm import base_of
 
@@ -97,26 +98,17 @@ def pad_conversations(
     )
 
 # %% ../../nbs/chapters/31_model.packing.ipynb #b058ec8f
+def _row_length(row: list[int], lengths: list[int]) -> int:
+    return sum(lengths[i] for i in row)
+
 def assign_rows(
     lengths: list[int],       # of the conversations, in positions
 ) -> list[list[int]]:  # indices of the conversations in each row
-    "Rows for conversations by best fit, longest first; a row holds twice the longest conversation"
-    capacity = 2 * max(lengths)
-    rows, used = [], []
-    longest_first = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    for i in longest_first:
-        with_room = [row for row in range(len(rows)) if used[row] + lengths[i] <= capacity]
-        if with_room: row = max(with_room, key=lambda row: used[row])
-        else:
-            row = len(rows)
-            rows.append([])
-            used.append(0)
-        rows[row].append(i)
-        used[row] += lengths[i]
+    "Rows of about three times the longest conversation: the longest first, each into the shortest row"
+    rows = [[] for _ in range(-(-sum(lengths) // (3 * max(lengths))))]
+    for i in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        min(rows, key=lambda row: _row_length(row, lengths)).append(i)
     return rows
-
-def _row_length(row: list[int], lengths: list[int]) -> int:
-    return sum(lengths[i] for i in row)
 
 # %% ../../nbs/chapters/31_model.packing.ipynb #5ec35cbc
 @dataclass
@@ -125,7 +117,8 @@ class Batch:
     text: torch.Tensor                   # [T] ids
     frames: torch.Tensor                 # [F,K] input codes, an EOS frame after every turn
     input_index: torch.Tensor            # [B,L] 0: padding, 1 to T: a text token, from T+1: a frame
-    segment_ids: torch.Tensor            # [B,L] index of the conversation; -1: padding
+    segment_ids: torch.Tensor  # [B,L] index of the conversation, or of a shared context; -1: padding
+    prefix_ids: torch.Tensor             # [B,L] the segment that is seen as well: a context, or the own one
     position_ids: torch.Tensor           # [B,L] position within the conversation
     loss_position: torch.Tensor          # [A] where each is predicted, in B*L positions
     labels: torch.Tensor                 # [A,K]
@@ -133,15 +126,26 @@ class Batch:
     depth_index: torch.Tensor            # [N] which of the A have a depth loss
     rehearsal_index: torch.Tensor        # which of the A are rehearsal
     rehearsal_depth_index: torch.Tensor  # which of the N are rehearsal
+    segments: list                       # by row and segment: (length, place in the row of what it sees)
     teacher: dict | None = None          # `Turn.teacher` of rehearsal, where all have it
+    rehearsal: 'Batch | None' = None     # the rehearsal conversations alone, see `select`
 
-    def apply(self, function) -> 'Batch':
-        "The batch with `function` applied to each tensor"
-        tensors = {name: function(value) for name, value in vars(self).items() if name != 'teacher'}
-        teacher = {name: function(value) for name, value in (self.teacher or {}).items()}
-        return Batch(**tensors, teacher=teacher or None)
+# %% ../../nbs/chapters/31_model.packing.ipynb #44cf2cfe
+@patch
+def apply(self: Batch, function) -> Batch:
+    "The batch with `function` applied to each tensor"
+    fields = dict(vars(self))
+    for name, value in fields.items():
+        if isinstance(value, torch.Tensor): fields[name] = function(value)
+    if self.teacher:
+        fields['teacher'] = {name: function(value) for name, value in self.teacher.items()}
+    if self.rehearsal: fields['rehearsal'] = self.rehearsal.apply(function)
+    return Batch(**fields)
 
-    def to(self, device) -> 'Batch': return self.apply(lambda tensor: tensor.to(device))
+# %% ../../nbs/chapters/31_model.packing.ipynb #0d8040ed
+@patch
+def to(self: Batch, device) -> Batch:
+    return self.apply(lambda tensor: tensor.to(device))
 
 # %% ../../nbs/chapters/31_model.packing.ipynb #728502a0
 _PADDING, _TEXT, _FRAME = range(3)           # kinds of positions
@@ -195,30 +199,138 @@ def _training_targets(
         teacher=_concatenate(teachers) if teachers and all(teachers) else None,
     )
 
+# %% ../../nbs/chapters/31_model.packing.ipynb #2c0e07d7
+@dataclass
+class _Segment:
+    "Turns that follow each other in a row, and what they see beside themselves"
+    id: int                    # index of the conversation; a context has a number after these
+    prefix: int                # id of the segment that comes before it in its conversation; its own: none
+    turns: list[Turn]
+    first_position: int = 0    # in the conversation
+
+    def __len__(self) -> int: return sum(map(len, self.turns))
+
+# %% ../../nbs/chapters/31_model.packing.ipynb #6a6ccc72
+def _context_key(turns: list[Turn]) -> tuple | None:
+    "What comes before the last turn; None where that is nothing, or is trained"
+    context = turns[:-1]
+    if not context or not all(turn.is_context for turn in context): return None
+    return tuple((id(turn.ids), id(turn.codes), id(turn.input_codes)) for turn in context)
+
+def _blocks(conversations: list[list[Turn]], share_context: bool) -> list[list[_Segment]]:
+    "Segments that have to be in one row: a conversation, or a context with the turns that follow it"
+    blocks, by_context = [], {}
+    for i, turns in enumerate(conversations):
+        key = _context_key(turns) if share_context else None
+        if key is None:
+            blocks.append([_Segment(i, i, turns)])
+            continue
+        if key not in by_context:
+            number = len(conversations) + len(by_context)
+            by_context[key] = [_Segment(number, number, turns[:-1])]
+            blocks.append(by_context[key])
+        context = by_context[key][0]
+        by_context[key].append(_Segment(i, context.id, turns[-1:], len(context)))
+    return blocks
+
 # %% ../../nbs/chapters/31_model.packing.ipynb #f5d4de31
-def pack(conversations: list[list[Turn]], eos: int = 0) -> Batch:
-    "Lay `conversations` side by side in rows, each seeing only itself"
-    lengths = [sum(map(len, turns)) for turns in conversations]
-    rows = assign_rows(lengths)
-    shape = len(rows), max(_row_length(row, lengths) for row in rows)
-    kind = torch.full(shape, _PADDING)
-    segment_ids = torch.full(shape, -1)
-    position_ids = torch.zeros(shape, dtype=torch.long)
-    placed_turns = []              # (turn, conversation, flat position of first frame)
+def _place(blocks: list[list[_Segment]], rows: list[list[int]], shape: tuple) -> tuple[dict, list[tuple]]:
+    "What stands at each position of the rows, and (turn, conversation, flat position of its first frame)"
+    placed_turns = []
+    grids = {name: torch.full(shape, -1) for name in ('segment_ids', 'prefix_ids')}
+    grids |= dict(kind=torch.full(shape, _PADDING), position_ids=torch.zeros(shape, dtype=torch.long))
     for b, row in enumerate(rows):
         start = 0
-        for i in row:
-            span = slice(start, start + lengths[i])
-            segment_ids[b, span] = i
-            position_ids[b, span] = torch.arange(lengths[i])
-            for turn in conversations[i]:
+        for segment in sum([blocks[i] for i in row], []):
+            span = slice(start, start + len(segment))
+            grids['segment_ids'][b, span], grids['prefix_ids'][b, span] = segment.id, segment.prefix
+            grids['position_ids'][b, span] = segment.first_position + torch.arange(len(segment))
+            for turn in segment.turns:
                 first_frame, end = start + len(turn.ids), start + len(turn)
-                kind[b, start:first_frame] = _TEXT
-                kind[b, first_frame:end] = _FRAME
-                placed_turns.append((turn, i, b * shape[1] + first_frame))
+                grids['kind'][b, start:first_frame] = _TEXT
+                grids['kind'][b, first_frame:end] = _FRAME
+                placed_turns.append((turn, segment.id, b * shape[1] + first_frame))
                 start = end
+    return grids, placed_turns
+
+# %% ../../nbs/chapters/31_model.packing.ipynb #3fc961c7
+def _segments_by_row(segment_ids: torch.Tensor, prefix_ids: torch.Tensor) -> list[list[tuple[int, int]]]:
+    "Of each segment its length, and the place in the row of its context, or of itself"
+    rows = []
+    for ids, prefixes in zip(segment_ids, prefix_ids):
+        ids, lengths = ids.unique_consecutive(return_counts=True)
+        places = {segment: place for place, segment in enumerate(ids.tolist())}
+        contexts = [places[prefix] for prefix in prefixes[lengths.cumsum(0) - 1].tolist()]
+        rows.append(list(zip(lengths.tolist(), contexts)))
+    return rows
+
+# %% ../../nbs/chapters/31_model.packing.ipynb #a93ddf2b
+def pack(
+    conversations: list[list[Turn]],
+    eos: int = 0,
+    share_context: bool = False,               # context that conversations have in common is read once
+) -> Batch:
+    "Lay `conversations` side by side in rows, each seeing only itself"
+    blocks = _blocks(conversations, share_context)
+    lengths = [sum(map(len, block)) for block in blocks]
+    rows = assign_rows(lengths)
+    shape = len(rows), max(_row_length(row, lengths) for row in rows)
+    grids, placed_turns = _place(blocks, rows, shape)
     eos_frame = torch.full((1, conversations[0][0].codes.shape[1]), eos)
     text, frames = _inputs([turn for turn, _, _ in placed_turns], eos_frame)
     targets = _training_targets(placed_turns, eos_frame)
-    input_index = _input_index(kind, len(text), len(frames))
-    return Batch(text, frames, input_index, segment_ids, position_ids, **targets)
+    input_index = _input_index(grids.pop('kind'), len(text), len(frames))
+    segments = _segments_by_row(grids['segment_ids'], grids['prefix_ids'])
+    batch = Batch(text, frames, input_index, **grids, **targets, segments=segments)
+    if 0 < len(batch.rehearsal_index) < len(batch.labels):
+        batch.rehearsal = batch.select(batch.rehearsal_index, batch.rehearsal_depth_index)
+    return batch
+
+# %% ../../nbs/chapters/31_model.packing.ipynb #eed97a25
+def _positions_in_rows(batch: Batch, conversations: list[int]) -> torch.Tensor:  # [B,L]
+    "Rows for some conversations of a batch: the flat position each of theirs has there, -1 for padding"
+    segments, prefixes = batch.segment_ids.flatten(), batch.prefix_ids.flatten()
+    blocks = {}                          # by context; a conversation without one has a block of its own
+    for conversation in conversations:
+        own = (segments == conversation).nonzero()[:, 0]
+        prefix = int(prefixes[own[0]])
+        if prefix == conversation: blocks[prefix] = [own]
+        else:
+            blocks.setdefault(prefix, [(segments == prefix).nonzero()[:, 0]]).append(own)
+    positions = [torch.cat(parts) for parts in blocks.values()]
+    rows = []
+    for members in assign_rows([len(part) for part in positions]):
+        rows.append(torch.cat([positions[i] for i in members]))
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
+
+# %% ../../nbs/chapters/31_model.packing.ipynb #d4934eb5
+@patch
+def select(
+    self: Batch,
+    frames: torch.Tensor,                # which of the A, ascending; all of their conversations
+    depth_frames: torch.Tensor,          # which of the N, among these frames
+) -> Batch:
+    "The conversations of these trained frames on their own, without `teacher`"
+    source = _positions_in_rows(self, self.conversation_ids[frames].unique().tolist())
+    is_padding = source < 0
+    new_position = torch.full_like(self.segment_ids.flatten(), -1)
+    new_position[source[~is_padding]] = (~is_padding).flatten().nonzero()[:, 0]
+    is_rehearsal = torch.isin(frames, self.rehearsal_index)
+    depth_index = torch.searchsorted(frames, self.depth_index[depth_frames])
+    segment_ids = self.segment_ids.flatten()[source].masked_fill(is_padding, -1)
+    prefix_ids = self.prefix_ids.flatten()[source].masked_fill(is_padding, -1)
+    return Batch(
+        self.text,
+        self.frames,
+        self.input_index.flatten()[source].masked_fill(is_padding, 0),
+        segment_ids,
+        prefix_ids,
+        self.position_ids.flatten()[source].masked_fill(is_padding, 0),
+        segments=_segments_by_row(segment_ids, prefix_ids),
+        loss_position=new_position[self.loss_position[frames]],
+        labels=self.labels[frames],
+        conversation_ids=self.conversation_ids[frames],
+        depth_index=depth_index,
+        rehearsal_index=is_rehearsal.nonzero()[:, 0],
+        rehearsal_depth_index=is_rehearsal[depth_index].nonzero()[:, 0],
+    )

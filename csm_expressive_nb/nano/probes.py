@@ -175,7 +175,7 @@ def resynthesise(model, clips: list[Speech]) -> list[Speech]:
 # %% ../../nbs/chapters/95_nano.probes.ipynb #5ee66a9f
 def speak_after(model, processor, probes: ProbeSet, references: list[Speech], tag: str = '', seed: int = 0):
     "The probe sentences, each after its reference turn"
-    return speak(model, processor, probes.texts, references, tag, seed, show=False)
+    return speak(model, processor, probes.texts, references, tag, seed, desc='')
 
 # %% ../../nbs/chapters/95_nano.probes.ipynb #b0e67ea6
 def measure_base(model, processor, probes: ProbeSet) -> dict[str, dict]:

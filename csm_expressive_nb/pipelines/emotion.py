@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np, soundfile as sf, torch
+import numpy as np, soundfile as sf
 
 from ..core.files import atomic_write, read_json, write_json
 from ..core.machine import install_line, missing_packages
@@ -29,7 +29,7 @@ from ..training.loop import processes, train
 from ..training.rehearsal import evaluation_sentences
 from ..training.distillation import auxiliary_losses, cache_teacher_targets
 from ..evaluation.drift import drift_kl, neutral_nll
-from ..speech.generation import Speech, generate_kwargs, speak
+from ..speech.generation import Sampling, Speech, speak
 from ..evaluation.stats import bootstrap
 from ..evaluation.acoustics import prosody
 from csm_expressive_nb.evaluation.judge import (
@@ -62,10 +62,8 @@ def sampling_callback(cfg, run: Run, processor, data: Data, n: int = 3):
         folder = (run / f'samples/{step + 1:06}/x').parent
         values = {}
         for emotion, tag in data.tags.items():
-            clips = speak(
-                model, processor, texts, references, tag, cfg.seed, cfg.temperature, desc=f'listen {emotion}',
-                show=False,
-            )
+            sampling = Sampling(cfg.temperature)
+            clips = speak(model, processor, texts, references, tag, cfg.seed, sampling, desc='')
             for i, clip in enumerate(clips):
                 sf.write(folder / f'{emotion}_{i}.wav', clip.audio, SR, subtype='PCM_16')
             rows = [prosody(clip.audio, clip.text) for clip in clips]
@@ -133,12 +131,11 @@ def speak_sentences(cfg, lora, processor, data: Data) -> dict[str, list[Speech]]
     base, 'base <emotion>' and every emotion"""
     texts = evaluation_sentences()[: cfg.sentences]
     references = references_in_turn(data.voices, texts)
-    batch = 28 if is_general(cfg) else 112
     speech = {}
     for name, tag, adapter in _sample_sets(cfg, data.tags):
         with nullcontext() if adapter else lora.disable_adapter():
             speech[name] = speak(
-                lora, processor, texts, references, tag, cfg.seed, cfg.temperature, batch=batch,
+                lora, processor, texts, references, tag, cfg.seed, Sampling(cfg.temperature),
                 desc=name.replace('_', ', '),
             )
     return speech
@@ -310,21 +307,17 @@ def _write_sound(run: Run, name: str, audio: np.ndarray) -> str:  # path below t
     sf.write(run / f'samples/{name}.wav', audio, SR, subtype='FLOAT')
     return f'samples/{name}.wav'
 
-@torch.no_grad()
-def write_samples(cfg, run: Run, lora, processor, data: Data, n: int = 4) -> list[dict]:
+def write_samples(cfg, run: Run, data: Data, speech: dict[str, list], n: int = 4) -> list[dict]:
     "Write `samples/<i>_{reference,base,<emotion>}.wav`; returns what is needed to make them again"
     samples, texts = [], evaluation_sentences()[:n]
     for i, (text, reference) in enumerate(zip(texts, references_in_turn(data.voices, texts))):
-        sample = dict(text=text, speaker=reference.speaker, seed=cfg.seed,
-                      generate=generate_kwargs(lora, cfg.temperature))
+        sample = dict(text=text, speaker=reference.speaker, seed=cfg.seed, temperature=cfg.temperature)
         file = _write_sound(run, f'{i}_reference', reference.audio)
+        atomic_write((run / file).with_suffix('.txt'), reference.text + '\n')     # a voice for `speak`
         sample['reference'] = dict(file=file, text=reference.text)
-        for name, tag in (('base', ''), (cfg.emotion, TAG)):
-            with lora.disable_adapter() if name == 'base' else nullcontext():
-                (clip,) = speak(
-                    lora, processor, [text], [reference], tag, cfg.seed, cfg.temperature, desc='sample'
-                )
-            sample[name] = dict(file=_write_sound(run, f'{i}_{name}', clip.audio), text=tag + text)
+        for name, tag, own in (('base', '', 'base'), (cfg.emotion, TAG, 'adapter')):
+            file = _write_sound(run, f'{i}_{name}', speech[own][i].audio)
+            sample[name] = dict(file=file, text=tag + text)
         samples.append(sample)
     return samples
 
@@ -358,7 +351,7 @@ def write_report(cfg, run: Run, lora, processor, data: Data, speech: dict[str, l
         report['samples'] = write_tagged_samples(run, speech, cfg.emotions)
         report['training_end'] = read_json(run / 'ended.json')
     else:
-        report['samples'] = write_samples(cfg, run, lora, processor, data, min(4, cfg.sentences // 8))
+        report['samples'] = write_samples(cfg, run, data, speech, min(4, cfg.sentences // 8))
         rejected = (run / 'quarantine.csv').read_text(encoding='utf-8').splitlines()[1:]
         report['quarantined'] = len(rejected)
         if cfg.ewc: report['ewc'] = _ewc_figures(run)

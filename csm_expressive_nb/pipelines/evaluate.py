@@ -24,7 +24,7 @@ from ..data.dataset import Dataset, open_dataset
 from ..data.speakers import Reference, references_in_turn, speaker_id, spoken_voices
 from ..model.lora import adapter_scale, load_adapter
 from ..training.rehearsal import evaluation_sentences
-from ..speech.generation import Speech, speak
+from ..speech.generation import Sampling, Speech, speak
 from ..evaluation.measurement import METRICS, Utterance, measure, status
 from ..evaluation.metrics import ForcedChoice
 from ..evaluation import pretrained, vocal_tract                 # register their metrics
@@ -101,7 +101,7 @@ def plan_blocks(
 
 # %% ../../nbs/chapters/83_pipelines.evaluate.ipynb #1033094f
 def _speak_block(
-    model, processor, block: dict, voices: dict[str, list[Reference]], temperature: float, show: bool
+    model, processor, block: dict, voices: dict[str, list[Reference]], temperature: float | None, show: bool
 ) -> list[Speech]:
     "The sentences of a block, all at once"
     system = (
@@ -118,10 +118,8 @@ def _speak_block(
             [turns[tuple(key)] for key in block['references']] or None,
             block['tag'],
             block['seed'],
-            temperature,
-            batch=64,
-            desc=f"{block['system']} {block['emotion']}".strip(),
-            show=show,
+            Sampling(temperature),
+            desc=f"{block['system']} {block['emotion']}".strip() if show else '',
         )
 
 # %% ../../nbs/chapters/83_pipelines.evaluate.ipynb #bd4b34ad
@@ -140,7 +138,7 @@ def _write_speeches(folder: Path, number: int, block: dict, speeches: list[Speec
 # %% ../../nbs/chapters/83_pipelines.evaluate.ipynb #16fa7bc8
 def _speak_blocks(
     folder: Path, key: dict, blocks: list[dict], voices: dict[str, list[Reference]],
-    open_model: Callable[[], tuple], temperature: float, show: bool = True,
+    open_model: Callable[[], tuple], temperature: float | None, show: bool = True,
 ) -> list[dict]:
     "Speak what is not in `folder` yet; a row per clip, its sound in `folder`/audio"
     if folder.exists() and not ((folder / 'key.json').exists() and read_json(folder / 'key.json') == key):

@@ -39,7 +39,7 @@ from csm_expressive_nb.training.rehearsal import (
     OWN_CLIPS, neutral_examples, neutral_utterances, select_rehearsal,
 )
 from ..training.distillation import auxiliary_losses
-from ..speech.generation import Speech, speak
+from ..speech.generation import Sampling, Speech, speak
 from ..evaluation import metrics                  # registers the metrics
 from ..evaluation.measurement import Utterance, measure, status
 
@@ -187,7 +187,7 @@ def generate_rehearsal_speech(
     references: list[Reference],       # a turn for every text
     seed: int = 0,
     folder: str | Path | None = None,  # cache; None: `_cache/rehearsal`
-    max_frames: int = 75,
+    max_frames: int | None = None,
     show: bool = True,
 ) -> tuple[list[Example], Path]:  # (examples, CSV of what was left out)
     """The base's own neutral speech: clips that ended by themselves, with half a second of speech or more
@@ -201,8 +201,8 @@ def generate_rehearsal_speech(
     file = Path(folder or root() / '_cache' / 'rehearsal') / f'{key}.safetensors'
     if not file.exists():
         clips = speak(
-            model, processor, texts, references, seed=seed, temperature=1.0, top_k=0, max_frames=max_frames,
-            desc='own neutral speech', show=show,
+            model, processor, texts, references, seed=seed, sampling=Sampling(1.0, 0, max_frames),
+            desc='own neutral speech' if show else '',
         )
         _write_clips(file, clips, _rejections(clips))
     return _read_examples(file, processor), file.with_suffix('.csv')

@@ -27,7 +27,7 @@ from ..model.csm import TAG
 from ..model.lora import adapter_scale
 from ..training.sampler import evaluate_nll
 from ..training.rehearsal import evaluation_sentences
-from ..speech.generation import speak
+from ..speech.generation import Sampling, speak
 from ..evaluation.stats import resample_clusters, holm, satterthwaite_interval
 from ..evaluation.measurement import measure
 from ..evaluation.judge import Judge, neutral_prosody
@@ -75,8 +75,8 @@ class _Shared:
 
     def speak(self, lora, processor, tag: str, seed: int) -> list:
         "Every sentence after its reference turn, with the adapter as it is set"
-        settings = dict(temperature=self.cfg.temperature, batch=64, show=False)
-        return speak(lora, processor, self.texts, self.turns, tag, seed, **settings)
+        sampling = Sampling(self.cfg.temperature)
+        return speak(lora, processor, self.texts, self.turns, tag, seed, sampling, desc='')
 
 # %% ../../nbs/chapters/84_pipelines.retention.ipynb #bbfd5e59
 def _c0_nll(model, examples: list) -> list[float]:

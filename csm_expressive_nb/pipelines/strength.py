@@ -18,7 +18,7 @@ from csm_expressive_nb.data.speakers import (
 )
 from ..model.lora import adapter_scale, base_name, save_adapter, set_strength
 from ..training.rehearsal import neutral_utterances
-from ..speech.generation import speak
+from ..speech.generation import Sampling, speak
 from ..evaluation.acoustics import prosody
 from ..evaluation.comparison import PROSODY_SCALES, profile, prosody_gap
 from ..evaluation.judge import prosody_table
@@ -72,8 +72,8 @@ def transfer_by_strength(
     def rows(tag, scale):
         with adapter_scale(lora, scale):
             clips = speak(
-                lora, processor, trial.texts, trial.references, tag, cfg.seed, cfg.temperature,
-                desc=f'strength {scale:g}', show=show,
+                lora, processor, trial.texts, trial.references, tag, cfg.seed, Sampling(cfg.temperature),
+                desc=f'strength {scale:g}' if show else '',
             )
         return [prosody(clip.audio, clip.text) for clip in clips]
 
@@ -126,5 +126,6 @@ def calibrate_strength(cfg, run: Run, lora, processor, data: Data, show: bool = 
     strength = _measure_strength(cfg, lora, processor, data, show)
     set_strength(lora, strength['value'])
     save_adapter(lora, run.path / 'adapter', base_name(cfg.model, getattr(cfg, 'base', '')))
+    write_json(run / 'adapter/emotions.json', data.tags)         # for who speaks with the adapter alone
     write_json(run / 'strength.json', strength)
     return strength

@@ -26,7 +26,8 @@ from csm_expressive_nb.report.widget_view import (
 )
 from ..data.dataset import open_dataset
 from ..data.speakers import Reference, spoken_voices
-from ..speech.speaker import Speaker, Style, check_sentence, list_styles
+from ..speech.speaker import Speaker, Style, find_adapter, list_styles
+from ..speech.text import check_text
 
 # %% ../../nbs/chapters/77_report.studio.ipynb #de51003b
 @dataclass(frozen=True)
@@ -50,7 +51,6 @@ class Request:
             seed=self.seed,
             temperature=self.temperature,
             emotion=style.emotion or 'base',
-            tag=style.tag if self.intensity else '',
             run=style.folder.name if style.folder else style.label,
             model=model,
         )
@@ -83,7 +83,8 @@ class SpeakPanel(StaticView, W.VBox):
     ):
         super().__init__()
         self.folder, self.history_size = folder, history_size
-        self.speaker = Speaker(model)
+        self.model = model
+        self.speakers = {}         # {(model, general stage): what speaks with it}, loaded when first asked
         self.history, self.current = [], None              # the last sentences, and the one that is shown
         self.hint, self.status = html_widget(), html_widget()
         self.result, self.comparison = W.VBox(), W.VBox()
@@ -168,7 +169,7 @@ def request(self: SpeakPanel) -> Request:
     style = self.style_buttons.value
     return Request(
         style=style,
-        text=check_sentence(self.text.value),
+        text=' '.join(check_text(self.text.value).split()),
         voice=self.voice.value,
         intensity=round(self.intensity.value, 3) if style.folder else 0.0,
         seed=self.seed.value,
@@ -181,7 +182,7 @@ def press(self: SpeakPanel, autoplay: bool = True):
     "Speak what is typed, and show it"
     button = self.speak_button
     button.disabled, button.description, button.icon = True, 'Speaking ...', 'hourglass-half'
-    self.status.value = message('Speaking ...' if self.speaker.bases else 'Loading the model, once ...')
+    self.status.value = message('Speaking ...' if self.speakers else 'Loading the model, once ...')
     try:
         self._speak(self.request(), autoplay)
     except (ValueError, OSError) as error:
@@ -193,12 +194,32 @@ def press(self: SpeakPanel, autoplay: bool = True):
 
 # %% ../../nbs/chapters/77_report.studio.ipynb #e531e015
 @patch
+def _speaker(self: SpeakPanel, style: Style) -> tuple[Speaker, str]:
+    "What speaks in a style, and the label of its emotion there"
+    source = find_adapter(style.folder) if style.folder else None
+    below = (source.model, source.base) if source else (self.model, '')
+    if below not in self.speakers:
+        self.speakers[below] = Speaker(below[0], source or ())
+    speaker = self.speakers[below]
+    return speaker, speaker.add_adapter(source)[style.emotion] if source else ''
+
+# %% ../../nbs/chapters/77_report.studio.ipynb #f9780a3e
+@patch
+def _say(self: SpeakPanel, request: Request) -> Speech:
+    "The speech of a request"
+    speaker, label = self._speaker(request.style)
+    intensity = request.intensity if label else {}
+    settings = dict(emotion=label, seed=request.seed, temperature=request.temperature)
+    return speaker.say(request.text, request.voice, intensity=intensity, **settings)
+
+# %% ../../nbs/chapters/77_report.studio.ipynb #0dafb2f9
+@patch
 def _speak(self: SpeakPanel, request: Request, autoplay: bool):
     "The speech of a request from the history, or new"
     start = time.perf_counter()
     spoken = next((entry for entry in self.history if entry.request == request), None)
     is_new = spoken is None
-    if is_new: spoken = Spoken(request, self.speaker.say(**vars(request)))
+    if is_new: spoken = Spoken(request, self._say(request))
     seconds = time.perf_counter() - start
     others = [entry for entry in self.history if entry is not spoken]
     self.history = [spoken, *others][: self.history_size]
@@ -246,7 +267,7 @@ def _comparison_row(self: SpeakPanel, entry: Spoken) -> W.HBox:
 @patch
 def save(self: SpeakPanel):
     "Write the sound in the player, and beside it how to make it again, to `studio` in the reports folder"
-    settings = self.current.request.settings(self.speaker.model)
+    settings = self.current.request.settings(self.model)
     stem = file_stem(settings)
     folder = root() / self.folder / 'studio'
     try:

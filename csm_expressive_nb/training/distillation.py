@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 
 from ..model.packing import Batch, pack
 from ..model.loss import hidden_states, logits
@@ -114,12 +115,24 @@ class Distillation:
         if packed.teacher and self.on == 'rehearsal':
             divergences = _cached_divergences(packed, student, frames[1])
         else:
-            with teacher_mode(model, self.teacher_weights):
-                teacher = _logits_at(model, hidden_states(model, packed), *frames, self.temperature)
+            teacher = self.teacher_logits(model, packed, *frames)
             divergences = [kl_divergence(*pair) for pair in zip(teacher, student)]
         c0, *depth = divergences
         depth_mean = sum(depth) / max(1, n_depth * len(depth))
         return self.temperature**2 * (self.c0_weight * c0 / n_c0 + depth_mean)
+
+# %% ../../nbs/chapters/44_training.distillation.ipynb #89fc5ce3
+@patch
+def teacher_logits(
+    self: Distillation, model, packed: Batch, c0_frames: torch.Tensor, depth_frames: torch.Tensor
+) -> list[torch.Tensor]:  # K of [frames,V]
+    "Logits of the teacher over the temperature; it reads the conversations of these frames only"
+    if self.on == 'rehearsal': batch = packed.rehearsal or packed
+    elif self.on == 'all': batch = packed
+    else: batch = packed.select(c0_frames, depth_frames)
+    with teacher_mode(model, self.teacher_weights):
+        states = hidden_states(model, batch)
+        return [codebook / self.temperature for codebook in logits(model, *states)]
 
 # %% ../../nbs/chapters/44_training.distillation.ipynb #56bcd765
 @torch.no_grad()

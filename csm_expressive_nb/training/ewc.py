@@ -69,10 +69,14 @@ def _gradients_by_utterance(captured: dict, packed: Batch):  # yields (matrix, u
     "Gradients of each utterance, from what `capture_gradients` recorded of a packed batch"
     utterance_of_frame = packed.conversation_ids[packed.depth_index]
     for name, (inputs, grads) in captured.items():
-        if name.startswith('backbone'): utterance_of = packed.segment_ids.flatten()
-        # the depth decoder reads each frame as a sequence of its own
-        else: utterance_of = utterance_of_frame.repeat_interleave(inputs.shape[1])
+        n_tokens = inputs.shape[-2]
         inputs, grads = inputs.reshape(-1, inputs.shape[-1]), grads.reshape(-1, grads.shape[-1])
+        # the depth decoder reads each frame as a sequence of its own
+        if not name.startswith('backbone'):
+            utterance_of = utterance_of_frame.repeat_interleave(n_tokens)
+        # the last layer's MLP runs at the positions that predict a trained frame only
+        elif len(inputs) == len(packed.loss_position): utterance_of = packed.conversation_ids
+        else: utterance_of = packed.segment_ids.flatten()
         for utterance in range(int(packed.conversation_ids.max()) + 1):
             positions = utterance_of == utterance
             yield name, utterance, grads[positions].T @ inputs[positions]

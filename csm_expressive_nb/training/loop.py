@@ -156,7 +156,8 @@ def _accumulate_gradients(objective, batches: list, n_frames: dict, accelerator:
     for i, conversations in enumerate(batches):
         last = i + 1 == len(batches)
         with nullcontext() if last else accelerator.no_sync(objective):
-            loss, sums = objective(pack(conversations).to(accelerator.device), n_frames)
+            batch = pack(conversations, share_context=True).to(accelerator.device)
+            loss, sums = objective(batch, n_frames)
             accelerator.backward(loss * accelerator.num_processes)
         total = total + sums
     return accelerator.reduce(total, 'sum')
@@ -230,7 +231,8 @@ def validate(
     total = 0
     batches = micro_batches(conversations, cfg.tokens, accelerator.num_processes)
     for batch in batches[accelerator.process_index]:
-        _, sums = objective(pack(batch).to(accelerator.device), n_frames)
+        packed = pack(batch, share_context=True).to(accelerator.device)
+        _, sums = objective(packed, n_frames)
         total = total + sums
     objective.train()
     return loss_values(accelerator.reduce(total, 'sum'), n_frames, cfg)

@@ -112,7 +112,7 @@ def update_cost(cfg, conversations: list[list[Turn]]) -> UpdateCost:
     model = fake_model(cfg, fake)
     objective = Objective(model, cfg, auxiliary_losses(cfg)).train()
     optimizer = make_optimizer(model, cfg)
-    batch, n_frames = pack(conversations), count_frames(conversations)
+    batch, n_frames = pack(conversations, share_context=True), count_frames(conversations)
     memory, flops = MemoryCounter(), FlopCounterMode(display=False)
     with fake, memory:
         for tensor in (*model.parameters(), *model.buffers()): memory.track(tensor)
