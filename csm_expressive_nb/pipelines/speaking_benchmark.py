@@ -30,7 +30,7 @@ def _n_spoken(codes: torch.Tensor) -> int:
     ends = (codes[:, :-1] == 0).all(1).nonzero()
     return int(ends[0]) if len(ends) else len(codes)
 
-def generate_codes(model, processor, texts: list[str], n_frames: int, **kwargs) -> int:  # frames
+def generate_codes(model, processor, texts: list[str], n_frames: int) -> int:  # frames
     "Speak with transformers' `generate`, all texts in one batch; frames that belong to a sentence"
     ids = [text_ids(processor, text).tolist() for text in texts]
     inputs = processor.tokenizer.pad(dict(input_ids=ids), padding_side='left', return_tensors='pt')
@@ -97,7 +97,7 @@ GATES = {                                 # (model, way, against): at least
 }
 
 def speaking_table(costs: dict[str, dict]) -> pd.DataFrame:
-    "Median and range of the ratios, beside their gates; the last rows are real-time factors"
+    "Median and range of the ratios, beside their gates"
     rows = []
     for (model, way, against), gate in GATES.items():
         if model not in costs: continue

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['ROWS', 'Speech', 'reference_turn', 'embed_conversation', 'sampling_defaults', 'longest_speech', 'decode',
-           'sentence_keys', 'Sampling', 'speak']
+           'sentence_keys', 'Sampling', 'collect_frames', 'speak']
 
 # %% ../../nbs/chapters/51_speech.generation.ipynb #5c75c727
 import base64, io, time
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from ..data.speakers import Reference
 from ..model.csm import base_of, text_ids
 from ..model.lora import active_adapters
 from ..model.packing import Turn
-from .engine import Engine, Sequence
+from .engine import Engine, Frame, Sequence
 from .sampling import sentence_key
 
 # %% ../../nbs/chapters/51_speech.generation.ipynb #fd87cf97
@@ -127,19 +128,26 @@ class Sampling:
         return dict(temperature=temperature, top_k=top_k if self.top_k is None else self.top_k)
 
 # %% ../../nbs/chapters/51_speech.generation.ipynb #b1e65390
+def collect_frames(frames: Iterable[Frame], n: int, n_codebooks: int, bar) -> list[tuple]:
+    "Of `n` sequences codes `[T,K]`, whether each ended, and its share of the seconds that drawing took"
+    started = time.perf_counter()
+    codes, ended = [[] for _ in range(n)], [False] * n
+    for frame in frames:
+        if frame.codes is None: ended[frame.sequence] = True
+        else: codes[frame.sequence].append(frame.codes)
+        if frame.last: bar.update()
+    per_frame = (time.perf_counter() - started) / max(1, sum(map(len, codes)))
+    empty = torch.zeros(0, n_codebooks, dtype=torch.long)
+    return [(torch.stack(own) if own else empty, end, len(own) * per_frame) for own, end in zip(codes, ended)]
+
+# %% ../../nbs/chapters/51_speech.generation.ipynb #fdfcfca0
 ROWS = 32             # sentences that are spoken side by side
 
-def _draw_codes(model, sequences: list[Sequence], sampling: Sampling, bar) -> list[tuple]:
-    "Codes `[T,K]` of every sequence, and whether it ended"
+def _draw(model, sequences: list[Sequence], sampling: Sampling) -> Iterator[Frame]:
+    "Frames of sequences, by an engine of their own"
     length = max(len(sequence.embeddings) + sequence.max_frames for sequence in sequences) + 1
     engine = Engine(model, min(ROWS, len(sequences)), length, active_adapters(model))
-    frames, ended = [[] for _ in sequences], [False] * len(sequences)
-    for frame in engine.speak(sequences, **sampling.settings(model)):
-        if frame.codes is None: ended[frame.sequence] = True
-        else: frames[frame.sequence].append(frame.codes)
-        if frame.last: bar.update()
-    empty = torch.zeros(0, engine.n_codebooks, dtype=torch.long)
-    return [(torch.stack(own) if own else empty, end) for own, end in zip(frames, ended)]
+    yield from engine.speak(sequences, **sampling.settings(model))
 
 # %% ../../nbs/chapters/51_speech.generation.ipynb #313711ad
 @torch.no_grad()
@@ -159,13 +167,12 @@ def speak(
     keys = sentence_keys(texts, references, seed)
     sequences = _sequences(model, processor, texts, references, tag, keys, sampling.max_frames)
     if not sequences: return []
-    started = time.perf_counter()
+    n_codebooks = base_of(model).config.num_codebooks
     with tqdm(total=len(texts), desc=desc, unit='sentence', disable=not desc) as bar:
-        clips = _draw_codes(model, sequences, sampling, bar)
-    per_frame = (time.perf_counter() - started) / max(1, sum(len(codes) for codes, _ in clips))
+        clips = collect_frames(_draw(model, sequences, sampling), len(sequences), n_codebooks, bar)
     sounds = map_clips(base_of(model).codec_model, lambda clip: decode(model, clip[0]), clips)
     voices = [turn.speaker for turn in references] or [''] * len(texts)
     return [
-        Speech(text, voice, sound, codes, ended, len(codes) * per_frame)
-        for text, voice, sound, (codes, ended) in zip(texts, voices, sounds, clips)
+        Speech(text, voice, sound, codes, ended, seconds)
+        for text, voice, sound, (codes, ended, seconds) in zip(texts, voices, sounds, clips)
     ]

@@ -6,7 +6,6 @@
 __all__ = ['adapter_tags', 'Style', 'list_styles', 'AdapterSource', 'find_adapter', 'Speaker', 'SpeechRequest']
 
 # %% ../../nbs/chapters/55_speech.speaker.ipynb #e6f53e60
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,6 @@ from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import patch
 from huggingface_hub import snapshot_download
-from peft import PeftModel
 from pydantic import BaseModel
 from tqdm.auto import tqdm
 
@@ -30,7 +28,14 @@ from ..model.packing import Turn
 from .engine import Engine, Sequence
 from ..training.loop import FRAME_SECONDS
 from csm_expressive_nb.speech.generation import (
-    Sampling, Speech, decode, embed_conversation, longest_speech, reference_turn, sentence_keys,
+    Sampling,
+    Speech,
+    collect_frames,
+    decode,
+    embed_conversation,
+    longest_speech,
+    reference_turn,
+    sentence_keys,
 )
 from .streaming import open_stream
 from .dial import Strength, by_segment, strength_at
@@ -412,20 +417,9 @@ def say_all(
 def _collect(
     self: Speaker, sequences: list[Sequence], rows: int, sampling: Sampling, bar
 ) -> list[tuple]:
-    "Codes, whether it ended, and seconds of work, of every sequence"
-    started = time.perf_counter()
-    frames, ended = [[] for _ in sequences], [False] * len(sequences)
-    for frame in self._draw(sequences, rows, sampling):
-        if frame.codes is None: ended[frame.sequence] = True
-        else: frames[frame.sequence].append(frame.codes)
-        if frame.last: bar.update()
-    per_frame = (time.perf_counter() - started) / max(1, sum(map(len, frames)))
-    codes = [torch.stack(own) if own else self._no_codes() for own in frames]
-    return [(own, end, len(own) * per_frame) for own, end in zip(codes, ended)]
-
-@patch
-def _no_codes(self: Speaker) -> torch.Tensor:
-    return torch.zeros(0, self.model.config.num_codebooks, dtype=torch.long)
+    "Of `collect_frames`, for these sequences"
+    frames = self._draw(sequences, rows, sampling)
+    return collect_frames(frames, len(sequences), self.model.config.num_codebooks, bar)
 
 @patch
 def _join(self: Speaker, reading: _Reading, clips: list[tuple]) -> Speech:
@@ -473,8 +467,9 @@ def stream(
 ) -> Iterator[np.ndarray]:  # float32, 24 kHz
     "The sound of a text in chunks, while it is spoken; other arguments as of `say`"
     reading = self._read(SpeechRequest(text, voice, voice_text, intensity=intensity, **more))
+    no_codes = torch.zeros(0, self.model.config.num_codebooks, dtype=torch.long)
     for i, sentence in enumerate(reading.request.sentences):
-        sound, codes, waiting = open_stream(self.model), [self._no_codes()], []
+        sound, codes, waiting = open_stream(self.model), [no_codes], []
         for frame in self._draw([self._sequence(reading, i)], 1, Sampling(temperature, top_k)):
             if frame.codes is not None: waiting.append(frame.codes)
             if waiting and (frame.last or len(waiting) == chunk):

@@ -11,7 +11,7 @@ from fastcore.basics import patch
 from transformers import DynamicCache
 
 from ..data.audio import SR
-from ..data.codec import HOP_LENGTH, N_FFT, ROWS_PER_FRAME, NanoCodecModel
+from ..data.codec import HOP_LENGTH, N_FFT, NanoCodecModel, synthesise
 from ..model.csm import base_of
 
 # %% ../../nbs/chapters/52_speech.streaming.ipynb #d74cda96
@@ -77,19 +77,16 @@ def _shorten_past(f0: np.ndarray, row: int) -> np.ndarray:
 # %% ../../nbs/chapters/52_speech.streaming.ipynb #34659e6b
 def sound_from_row(features: tuple, row: int) -> np.ndarray:  # [240 (rows - 1 - row) + 1]
     "`synthesise` of features `[rows,...]` from `row` on, in the time of what follows it"
-    cepstra, log_f0, aperiodicity = features
-    f0 = np.where(log_f0 > 0, np.exp(log_f0), 0).astype(np.float64)
     first = row - _RINGING_ROWS
-    wanted = np.arange(len(f0))
-    if first > 4 * _TRUE_ROWS:
-        f0 = _shorten_past(f0, first)
-        wanted = np.r_[:_TRUE_ROWS, first : len(f0)]
+    if first <= 4 * _TRUE_ROWS: return synthesise(*features)[row * HOP_LENGTH :]
+    cepstra, log_f0, aperiodicity = features
+    f0 = _shorten_past(np.where(log_f0 > 0, np.exp(log_f0), 0).astype(np.float64), first)
+    wanted = np.r_[:_TRUE_ROWS, first : len(f0)]
     envelope, aperiodic = np.empty((2, len(f0), N_FFT // 2 + 1))
     envelope[wanted] = pyworld.decode_spectral_envelope(cepstra[wanted].astype(np.float64), SR, N_FFT)
     below_0 = np.minimum(aperiodicity[wanted], 0).astype(np.float64)
     aperiodic[wanted] = pyworld.decode_aperiodicity(below_0, SR, N_FFT)
-    skipped = np.setdiff1d(np.arange(len(f0)), wanted)
-    envelope[skipped], aperiodic[skipped] = envelope[0], aperiodic[0]
+    envelope[_TRUE_ROWS:first], aperiodic[_TRUE_ROWS:first] = envelope[0], aperiodic[0]
     sound = pyworld.synthesize(f0, envelope, aperiodic, SR, 1000 * HOP_LENGTH / SR)
     return sound[row * HOP_LENGTH :].astype(np.float32)
 
