@@ -24,7 +24,6 @@ SETTINGS = dict(
     validate_every=0,
     trackers=[],
     ewc_clips=4,
-    ewc_pilot=1,
 )
 
 @pytest.fixture

@@ -13,7 +13,6 @@ UNITS = style.all_units()
 SCRIPTS = sorted((ROOT / 'csm_expressive_nb/assets/web').glob('*.js'))
 # chapters that are rewritten when what they compute changes: names and layout are done, rooms come with that
 REWRITTEN_LATER = (
-    '45_training.ewc',                   # Fisher information
     '65a_evaluation.summary', '72a_report.evaluation_page', '83_pipelines.evaluate',     # evaluation of a run
     '72c_report.benchmark_page', '86_pipelines.benchmark',
     '85_pipelines.dose_response',

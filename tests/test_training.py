@@ -81,6 +81,7 @@ def train_sharded(folder: str):
         load_checkpoint, newest_checkpoint, save_checkpoint, trainable_state, training_state,
     )
     from csm_expressive_nb.model.lora import prepare_model, trainable_parameters
+    from csm_expressive_nb.training.batches import prepare_update
     from csm_expressive_nb.training.optimizer import make_optimizer
     from csm_expressive_nb.training.loop import Objective, make_sampler, update, validate
     from torch.distributed.device_mesh import init_device_mesh
@@ -89,16 +90,19 @@ def train_sharded(folder: str):
     model = prepare_model(model, cfg)
     objective = Objective(model, cfg)
     shard(objective, init_device_mesh('cpu', (accelerator.num_processes,)))
-    optimizer, sampler = make_optimizer(model, cfg), make_sampler(cfg, target, rehearsal, {})
+    optimizer, sampler = make_optimizer(model, cfg, sharded=True), make_sampler(cfg, target, rehearsal, {})
     parameters = trainable_parameters(model).values()
     assert all(type(p).__name__ == 'DTensor' for p in parameters)
     losses = []
     for step in range(4):
-        values, _ = update(objective, optimizer, sampler.update(step), cfg, accelerator, step)
+        prepared = prepare_update(
+            sampler.update(step), cfg, accelerator.num_processes, accelerator.process_index
+        )
+        values = update(objective, optimizer, prepared, cfg, accelerator, step)
         losses.append(values['loss'])
     losses.append(validate(objective, validation, cfg, accelerator)['loss'])
 
-    state = training_state(model, optimizer, sampler, {})
+    state = training_state(model, optimizer, sampler.state(), {})
     if accelerator.is_main_process: save_checkpoint(Path(folder), 4, state)
     accelerator.wait_for_everyone()
     trained = trainable_state(model)
@@ -189,7 +193,6 @@ def test_every_setting_is_read(tmp_path, short_speech, few_clips):
         context=0.5,
         ewc=1.0,
         ewc_clips=4,
-        ewc_pilot=1,
         trackers=[],
     )
     emotion_settings = dict(emotion='sad', sentences=8, strength_sentences=2)

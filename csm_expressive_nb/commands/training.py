@@ -8,13 +8,14 @@ __all__ = ['config_commands', 'Data', 'Model', 'Config', 'Memory', 'Steps', 'Set
            'print_outputs', 'train', 'estimate', 'list_settings', 'show_settings']
 
 # %% ../../nbs/chapters/89a_commands.training.ipynb #077060b5
-import os, sys
+import math, os, sys
 from pathlib import Path
 from typing import Annotated
 
 import typer, yaml
 
-from ..core.files import assets, root
+from ..core.files import root
+from ..core.models import has_csm_1b_settings
 from csm_expressive_nb.core.config import (
     EMOTIONS, EmotionConfig, ExpressiveConfig, load_config, make_config, sort_emotions,
 )
@@ -23,24 +24,30 @@ from csm_expressive_nb.core.config import (
 config_commands = typer.Typer(help='Settings: list all, show those of a configuration.', no_args_is_help=True)
 
 # %% ../../nbs/chapters/89a_commands.training.ipynb #2c170549
+def _memory_of_gpu(model: str | None) -> int | None:
+    "GB of this machine's GPU for csm-1b, whose settings depend on it; None without a GPU"
+    if not has_csm_1b_settings(model or 'nano'): return None
+    import torch
+    if not torch.cuda.is_available(): return None
+    memory = math.ceil(torch.cuda.get_device_properties(0).total_memory / 2**30)
+    typer.echo(f'settings for a GPU of {memory} GB, which is here (another: --memory)')
+    return memory
+
 def read_settings(
     cls,                                 # TrainConfig or one of its children
-    config: str,                         # YAML file, name of a shipped one, or empty: the defaults
-    memory: int | None,                  # GB of one GPU: picks that part of the file
+    config: str,                         # YAML file, or empty: the defaults of the model
+    memory: int | None,                  # GB of one GPU: picks the model's settings; None: of the GPU here
     options: dict,                       # settings that go over those of the file
 ):
     "Configuration of a training command"
-    if not config:
-        if memory is not None:
-            raise ValueError(
-                '--memory picks a part of a --config file: give one, expressive and emotion are shipped'
-            )
-        return make_config(cls, **options)
-    path = Path(config) if Path(config).suffix else assets('configs') / f'{config}.yaml'
-    if not path.exists():
-        shipped = ', '.join(p.stem for p in sorted(assets('configs').glob('*.yaml')))
-        raise FileNotFoundError(f'{path} does not exist: give a YAML file, or one of {shipped}')
-    return load_config(path, cls, memory, **options)
+    values = {}
+    if config:
+        if not Path(config).exists():
+            raise FileNotFoundError(f'{config} does not exist: give a YAML file')
+        values = yaml.safe_load(Path(config).read_text(encoding='utf-8')) or {}
+    if memory is None:
+        memory = _memory_of_gpu(options.get('model') or dict(values).get('model'))
+    return load_config(config, cls, memory, **options) if config else make_config(cls, memory, **options)
 
 # %% ../../nbs/chapters/89a_commands.training.ipynb #a2eb9723
 def parse_overrides(items: list[str]) -> dict:
@@ -63,10 +70,11 @@ Data = Annotated[str | None, typer.Option(help='A prepared dataset, a folder of 
 Model = Annotated[
     str | None, typer.Option(help='nano, csm-1b, csm-1b-shape, a hub id, or a local checkpoint folder.')
 ]
-Config = Annotated[
-    str, typer.Option(help='YAML file with settings, or the name of a shipped one: expressive, emotion.')
+Config = Annotated[str, typer.Option(help='YAML file with settings; the options go over it.')]
+Memory = Annotated[
+    int | None,
+    typer.Option(help='GB of one GPU: picks the settings of csm-1b for it. Not given: of this one.'),
 ]
-Memory = Annotated[int | None, typer.Option(help='GB of one GPU: picks that part of the YAML file.')]
 Steps = Annotated[int | None, typer.Option(min=1, help='Optimizer steps.')]
 Sets = Annotated[list[str], typer.Option('--set', help='Any other setting, as name=value; again for more.')]
 Gpus = Annotated[int, typer.Option(min=1, help='Processes, one per GPU.')]
@@ -121,6 +129,11 @@ def print_outputs(run):
         typer.echo(f'{label}: {run.path / name}')
 
 # %% ../../nbs/chapters/89a_commands.training.ipynb #cbb3476f
+def _prepare_source(settings, emotions: list[str]):
+    "Prepare raw recordings here, in one process, before several are started"
+    from csm_expressive_nb.data.dataset import open_dataset
+    open_dataset(settings.source, [emotion for emotion in emotions if emotion not in EMOTIONS])
+
 def _train_emotions(settings, names: list[str], out: Path | None):
     "An adapter for each of several emotions; those that fail are named at the end"
     from csm_expressive_nb.pipelines.emotion import emotions_run
@@ -158,6 +171,7 @@ def train(
         return estimate(names, multi, data, model, base, config, memory, steps, sets, gpus, tflops)
     options = explicit_options(source=data, model=model, base=base, steps=steps) | parse_overrides(sets)
     settings, emotions = training_config(names or [], multi, config, memory, options)
+    if gpus > 1: _prepare_source(settings, emotions)
     relaunch_with_torchrun(gpus)
     if multi or len(emotions) == 1:
         from csm_expressive_nb.pipelines.expressive import finetune
@@ -185,27 +199,31 @@ def estimate(
 ):
     "What `train` with the same options would take: memory, FLOP, hours. Nothing is trained."
     from csm_expressive_nb.training.plan import format_plan, plan
+    from csm_expressive_nb.pipelines.memory import format_stages
     options = explicit_options(source=data, model=model, base=base, steps=steps) | parse_overrides(sets)
     settings, emotions = training_config(names or [], multi, config, memory, options)
     emotions = emotions if multi else emotions[:1]
     typer.echo(format_plan(plan(settings, emotions, tflops, gpus), settings))
+    typer.echo(format_stages(settings, emotions, memory))
 
 # %% ../../nbs/chapters/89a_commands.training.ipynb #23a0bfe5
 @config_commands.command('list')
 def list_settings(multi: Multi = False):
-    "Every setting with its type and default."
-    for name, field in (ExpressiveConfig if multi else EmotionConfig).model_fields.items():
-        kind = str(field.annotation).removeprefix('typing.').replace("<class '", '').replace("'>", '')
-        typer.echo(
-            f'{name:26} {yaml.safe_dump(field.get_default(), default_flow_style=True).split(chr(10))[0]:24}'
-            f' {kind}'
-        )
+    "Every setting with its default, for nano and for csm-1b."
+    cls, own = ExpressiveConfig if multi else EmotionConfig, 'csm-1b'
+    nano, large = cls(), cls(model=own)
+    typer.echo(f'{"setting":26} {"nano":24} {own}')
+    for name in cls.model_fields:
+        defaults = [yaml.safe_dump(getattr(cfg, name), default_flow_style=True) for cfg in (nano, large)]
+        of_nano, of_large = [text.split(chr(10))[0] for text in defaults]
+        typer.echo(f'{name:26} {of_nano:24} {of_large if of_large != of_nano else ""}'.rstrip())
 
 # %% ../../nbs/chapters/89a_commands.training.ipynb #bf582dbf
 @config_commands.command('show')
-def show_settings(config: Config = 'emotion', memory: Memory = None, multi: Multi = False, sets: Sets = []):
-    "The settings of a configuration file, as YAML, after --memory and --set."
-    settings = read_settings(
-        ExpressiveConfig if multi else EmotionConfig, config, memory, parse_overrides(sets)
-    )
+def show_settings(
+    config: Config = '', model: Model = None, memory: Memory = None, multi: Multi = False, sets: Sets = []
+):
+    "The settings of a run as YAML: those of the model, of a file, of --memory and of --set."
+    options = explicit_options(model=model) | parse_overrides(sets)
+    settings = read_settings(ExpressiveConfig if multi else EmotionConfig, config, memory, options)
     typer.echo(yaml.safe_dump(settings.model_dump(), sort_keys=False).rstrip())

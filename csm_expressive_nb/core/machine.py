@@ -60,13 +60,14 @@ def limit_threads():
 
 # %% ../../nbs/chapters/01_core.machine.ipynb #566f6278
 def seed_everything(seed: int):
-    "Seed python, numpy and torch, and ask torch for deterministic algorithms"
+    """Seed python, numpy and torch, and on a CPU ask torch for deterministic algorithms. A GPU's attention
+    has none, so that asking would only slow its other operations"""
     import numpy as np, torch         # seconds, which the command line's help does not wait for
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     limit_threads()
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(not torch.cuda.is_available(), warn_only=True)
     # torch would otherwise fill every new tensor with NaN, which finds errors in operators and costs time
     torch.utils.deterministic.fill_uninitialized_memory = False
 

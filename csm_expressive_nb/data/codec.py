@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['HOP_LENGTH', 'N_FFT', 'N_CEPSTRA', 'ROWS_PER_FRAME', 'PITCH_SCALE', 'VOICED', 'APERIODICITY_SCALE', 'MEL_BASIS',
            'TABLE_WIDTHS', 'MEAN_WIDTHS', 'world_features', 'synthesise', 'to_frames', 'vocal_tract_matrix',
-           'NanoCodecConfig', 'NanoCodecOutput', 'NanoCodecModel', 'load_codec', 'nearest_index', 'map_clips']
+           'NanoCodecConfig', 'NanoCodecOutput', 'NanoCodecModel', 'load_codec', 'nearest_index', 'map_clips',
+           'full_precision', 'encode_sound']
 
 # %% ../../nbs/chapters/17_data.codec.ipynb #aa9fffa9
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -299,3 +301,23 @@ def map_clips(codec, function, items: list) -> list:
         return [function(item) for item in items]
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(function, items))
+
+# %% ../../nbs/chapters/17_data.codec.ipynb #ff051dbe
+@contextmanager
+def full_precision():
+    "Within, a GPU's convolutions and matrix products of float32 numbers are float32, not TF32"
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = products.allow_tf32, convolutions.allow_tf32
+    products.allow_tf32 = convolutions.allow_tf32 = False
+    try:
+        yield
+    finally: products.allow_tf32, convolutions.allow_tf32 = before
+
+# %% ../../nbs/chapters/17_data.codec.ipynb #794b7075
+@torch.no_grad()
+def encode_sound(codec, sound: np.ndarray) -> torch.Tensor:  # [n] -> [T,K], on the CPU
+    "Codes of a sound, encoded alone as transformers does it, on the codec's device"
+    device = next(codec.parameters()).device
+    with full_precision():
+        codes = codec.encode(torch.as_tensor(np.asarray(sound, np.float32), device=device)[None, None])
+    return codes.audio_codes[0].T.cpu()

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from .audio import Augment, apply_augmentation, draw_augmentation
 from .corpora import Clip
 from .dataset import Dataset
-from .codec import map_clips
+from .codec import encode_sound, map_clips
 
 # %% ../../nbs/chapters/18_data.codes.ipynb #3945541a
 def codec_hash(codec) -> str:
@@ -132,8 +132,7 @@ ENCODED_AT_ONCE = 64    # clips that are on the disk before the next are begun
 def _encode_variant(codec, sound: np.ndarray, variant: dict) -> np.ndarray:  # [T,K]
     changes = {name: value for name, value in variant.items() if name != 'offset'}
     sound = apply_augmentation(np.ascontiguousarray(sound[variant['offset'] :]), **changes)
-    device = next(codec.parameters()).device
-    return codec.encode(torch.from_numpy(sound)[None, None].to(device)).audio_codes[0].T.cpu().numpy()
+    return encode_sound(codec, sound).numpy()
 
 # %% ../../nbs/chapters/18_data.codes.ipynb #ea755eb9
 def _encode_missing(ds: Dataset, codec, cache: CodeCache, jobs: list[tuple[str, Clip, dict]]):

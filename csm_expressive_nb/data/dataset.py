@@ -395,6 +395,8 @@ def open_dataset(
     own: list[str] = (),                # emotions of your own that a folder of yours may name
 ) -> Dataset:
     "The dataset at `source`, prepared first if it is a folder of recordings"
+    if not str(source):
+        raise ValueError('no recordings are named: --data DIR, a prepared dataset or a folder')
     folder = assets('corpus') if str(source) == 'embedded' else Path(source)
     if (folder / 'dataset.json').exists(): return Dataset(folder)
     reader = reader_for(source)

@@ -17,7 +17,7 @@ from transformers import AutoProcessor, CsmConfig, CsmForConditionalGeneration
 import csm_expressive_nb.data.codec                      # registers the embedded codec with transformers
 from ..core.files import apply_umask, assets, atomic_write, read_json
 from ..core.machine import limit_threads
-from ..core.config import HUB
+from ..core.models import HUB
 
 # %% ../../nbs/chapters/30_model.csm.ipynb #5f8757c8
 PRESETS = {

@@ -8,17 +8,18 @@ __all__ = ['PROJECTIONS', 'lora_config', 'add_lora', 'trainable_parameters', 'un
            'enable_gradient_checkpointing', 'reduce_precision', 'merge_adapter', 'load_base', 'prepare_model']
 
 # %% ../../nbs/chapters/33_model.lora.ipynb #d190cc4e
-import hashlib, os, shutil, warnings
+import hashlib, os, warnings
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch, yaml
+from filelock import FileLock
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import CsmForConditionalGeneration
 
 from ..core.files import apply_umask, atomic_write, sha256
-from ..core.config import HUB
+from ..core.models import HUB
 from .csm import HUB_ID, base_of, check_csm, load_csm, save_csm
 from .linear import fuse_linear_layers
 
@@ -211,22 +212,26 @@ def reduce_precision(model):
         if not p.requires_grad and 'codec_model.' not in name: p.data = p.data.bfloat16()
 
 # %% ../../nbs/chapters/33_model.lora.ipynb #695036da
-def _write_merged(model: str, folder: Path, out: Path, digest: str):
+def _write_merged(model: str, folder: Path, out: Path):
     "`model` with the adapter of `folder` merged in, as the checkpoint `out`, which appears when it is whole"
-    base, processor = load_csm(model)
+    base, processor = load_csm(model, 'cpu')
     merged = load_adapter(base, folder / 'adapter').merge_and_unload()
     check_csm(merged)
-    partial = save_csm(merged, processor, folder / f'.merged.{os.getpid()}')
-    atomic_write(partial / 'adapter.sha256', digest)
-    if out.exists(): shutil.rmtree(out)
+    out.parent.mkdir(exist_ok=True)
+    partial = save_csm(merged, processor, out.parent / f'.{out.name}.{os.getpid()}')
     os.replace(partial, out)
 
 # %% ../../nbs/chapters/33_model.lora.ipynb #5780771d
+def _adapter_digest(folder: Path) -> str:
+    "Of an adapter's weights and configuration, the strength among them"
+    files = [folder / name for name in ('adapter_model.safetensors', 'adapter_config.json')]
+    return hashlib.sha256(''.join(map(sha256, files)).encode()).hexdigest()[:16]
+
 def merge_adapter(folder: str | Path, model: str = 'nano') -> Path:
-    """`folder`/merged: the model of a finished run with its adapter merged in, an ordinary checkpoint;
-    made once"""
+    """`folder`/merged/<hash>: the model of a finished run with its adapter merged in, an ordinary checkpoint;
+    made once, by one of several processes, while the others wait"""
     folder = Path(folder)
-    adapter, out = folder / 'adapter/adapter_model.safetensors', folder / 'merged'
+    adapter = folder / 'adapter/adapter_model.safetensors'
     if not adapter.exists():
         raise FileNotFoundError(
             f'{folder} has no adapter: `base` is the folder of a finished general stage (csm_expressive '
@@ -235,21 +240,24 @@ def merge_adapter(folder: str | Path, model: str = 'nano') -> Path:
     trained_on = yaml.safe_load((folder / 'config.yaml').read_text(encoding='utf-8'))['model']
     if trained_on != model:
         raise ValueError(f'{folder} is an adapter of {trained_on}: set `model` to {trained_on}')
-    digest, digest_file = sha256(adapter), out / 'adapter.sha256'
-    if not digest_file.exists() or digest_file.read_text(encoding='utf-8') != digest:
-        _write_merged(model, folder, out, digest)
+    out = folder / 'merged' / _adapter_digest(folder / 'adapter')
+    with FileLock(folder / '.merging.lock'):
+        if not out.exists(): _write_merged(model, folder, out)
     return out
 
 # %% ../../nbs/chapters/33_model.lora.ipynb #b844c3fd
 def load_base(cfg) -> tuple:  # (model, processor)
-    """The model an adapter of `cfg` is for: `cfg.model`, or the general stage of the run folder `cfg.base`
-    merged into it"""
+    """The model an adapter of `cfg` is for, in the precision of `cfg`: `cfg.model`, or the general stage
+    of the
+    run folder `cfg.base` merged into it"""
     general_stage = getattr(cfg, 'base', '')
-    return load_csm(str(merge_adapter(general_stage, cfg.model)) if general_stage else cfg.model)
+    name = str(merge_adapter(general_stage, cfg.model)) if general_stage else cfg.model
+    reduced = cfg.precision == 'bf16' and cfg.finetune == 'lora'     # what is trained stays float32
+    return load_csm(name, precision='bf16' if reduced else 'fp32')
 
 # %% ../../nbs/chapters/33_model.lora.ipynb #7e9a1219
 def prepare_model(model, cfg):
-    "`model` made trainable: adapter or everything, precision, gradient checkpointing, compilation"
+    "`model` made trainable: adapter or everything, precision, gradient checkpointing"
     if cfg.finetune == 'full': model = unfreeze(model)
     else:
         options = dict(depth_rank=cfg.depth_rank, alpha=cfg.alpha, targets=cfg.targets)
@@ -258,9 +266,6 @@ def prepare_model(model, cfg):
     _warn_of_slow_bfloat16(cfg)
     if cfg.precision == 'bf16': reduce_precision(model)
     if cfg.gradient_checkpointing: enable_gradient_checkpointing(model)
-    if cfg.compile:
-        base_of(model).backbone_model.compile(dynamic=True)
-        base_of(model).depth_decoder.model.compile(dynamic=True)
     return model
 
 def _warn_of_slow_bfloat16(cfg):

@@ -95,7 +95,7 @@ def nll_drift_by_scale(config, folder: Path, adapter: Path, ds: Dataset, scales:
     nll = []
     for scale in [0.0, *scales]:
         with adapter_scale(model, scale):
-            nll.append(np.array(neutral_nll(model, items)['items']))
+            nll.append(np.array(neutral_nll(model, items, config.tokens)['items']))
     texts = [item.text or i for i, item in enumerate(items)]
     speakers = [item.speaker or i for i, item in enumerate(items)]
     return [bootstrap(at_scale - nll[0], [texts, speakers]) for at_scale in nll[1:]]

@@ -18,15 +18,16 @@ import numpy as np, soundfile as sf
 from ..core.files import atomic_write, read_json, write_json
 from ..core.machine import install_line, missing_packages
 from ..core.config import make_config
-from ..core.run import Occupied, Run
+from ..core.run import Occupied, Run, check_folder, claim, is_first_process
 from ..data.audio import SR
 from ..data.dataset import Dataset
 from ..data.speakers import references_in_turn, speaker_id
 from ..model.csm import TAG
 from ..model.lora import load_adapter
 from ..training.sampler import Example
-from ..training.loop import processes, train
-from ..training.rehearsal import evaluation_sentences
+from ..training.loop import train
+from ..training.processes import processes
+from ..training.rehearsal import evaluation_sentences, rehearsal_passes
 from ..training.distillation import auxiliary_losses, cache_teacher_targets
 from ..evaluation.drift import drift_kl, neutral_nll
 from ..speech.generation import Sampling, Speech, speak
@@ -40,7 +41,8 @@ from ..evaluation.drift import perceptual_drift, voice_similarity
 from ..report.pages import write_card, write_figures, write_page
 from ..model.lora import load_base
 from csm_expressive_nb.pipelines.preparation import (
-    Data, PreviousStage, adapter_and_judge_clips, build_ewc_penalty, is_general, open_run, prepare_data,
+    Data, PreviousStage, adapter_and_judge_clips, build_ewc_penalty, is_general, open_data, open_run,
+    prepare_data, run_folder,
 )
 from .strength import calibrate_strength
 
@@ -83,12 +85,19 @@ def _cache_targets(cfg, model, data: Data, previous: PreviousStage) -> Data:
     )
     return replace(data, rehearsal=examples)
 
+# %% ../../nbs/chapters/81_pipelines.emotion.ipynb #8f0c94a5
+def _print_passes(cfg, data: Data):
+    if not cfg.rehearsal or not is_first_process(): return
+    passes = rehearsal_passes(cfg, data.target, data.rehearsal)
+    print(f'rehearsal: {len(data.rehearsal)} clips, {passes:.1f} passes over them')
+
 def fit(
     cfg, run: Run, model, processor, data: Data, previous: PreviousStage | None = None, show: bool = True
 ):
     "Train an adapter on `data` as `cfg` says, in a sequence from the stage before; returns the model with it"
     previous = previous or PreviousStage()
     if cfg.distillation_cache: data = _cache_targets(cfg, model, data, previous)
+    if show: _print_passes(cfg, data)
     penalty = build_ewc_penalty(cfg, run, model, data, previous, show)
     model = train(
         model,
@@ -155,11 +164,11 @@ def train_judge(ds: Dataset) -> tuple[Judge, list[dict]]:  # (judge with its car
     return judge, rows
 
 # %% ../../nbs/chapters/81_pipelines.emotion.ipynb #9e6e92b7
-def nll_drift(lora, examples: list[Example]) -> dict:
+def nll_drift(lora, examples: list[Example], tokens: int = 2048) -> dict:
     """NLL (nats per frame, codebook 0) of held-out examples with the adapter off and on, the paired
     difference with its interval over sentences and speakers, and the rise by group of codebooks"""
-    with lora.disable_adapter(): base = neutral_nll(lora, examples)
-    adapter = neutral_nll(lora, examples)
+    with lora.disable_adapter(): base = neutral_nll(lora, examples, tokens)
+    adapter = neutral_nll(lora, examples, tokens)
     clusters = [
         [e.text or n for n, e in enumerate(examples)],
         [e.speaker or n for n, e in enumerate(examples)],
@@ -222,7 +231,7 @@ def _emotion_measurements(cfg, lora, data: Data, samples: _Samples) -> dict:
         closed_set_accuracy={name: sets[name]['words'] for name in ('base', 'adapter')},
         eos_rate={name: figures['ended'] for name, figures in sets.items()},
         **_prosody_measurements(cfg, data, samples),
-        neutral_kl=drift_kl(lora, data.heldout),
+        neutral_kl=drift_kl(lora, data.heldout, cfg.tokens),
         voice=voice_similarity(speech['base'], speech['adapter'], _neutral_sounds(data)),
         untagged=perceptual_drift(
             speech['base'], speech['adapter_untagged'], _neutral_sounds(data), rows=rows
@@ -267,13 +276,15 @@ def _single_turns(examples: list[Example]) -> list[Example]:
     "The examples without their reference turns"
     return [replace(example, reference=None) for example in examples]
 
-def measure_nll(lora, neutral: list[Example], unseen: list[Example]) -> dict[str, dict]:
+def measure_nll(
+    lora, neutral: list[Example], unseen: list[Example], tokens: int = 2048
+) -> dict[str, dict]:
     "NLL of neutral speech and of unseen clips of the emotion, base and adapter, with and without turns"
     return dict(
-        neutral_nll=nll_drift(lora, neutral),
-        emotion_nll=nll_drift(lora, unseen),
-        neutral_nll_single_turn=nll_drift(lora, _single_turns(neutral)),
-        emotion_nll_single_turn=nll_drift(lora, _single_turns(unseen)),
+        neutral_nll=nll_drift(lora, neutral, tokens),
+        emotion_nll=nll_drift(lora, unseen, tokens),
+        neutral_nll_single_turn=nll_drift(lora, _single_turns(neutral), tokens),
+        emotion_nll_single_turn=nll_drift(lora, _single_turns(unseen), tokens),
     )
 
 # %% ../../nbs/chapters/81_pipelines.emotion.ipynb #d9e2e1af
@@ -297,7 +308,7 @@ def measure_samples(cfg, run: Run, lora, data: Data, speech: dict[str, list]) ->
     return measurements | dict(
         judge=card,
         closed_set_size=len(evaluation_sentences()),
-        **measure_nll(lora, data.heldout, unseen),
+        **measure_nll(lora, data.heldout, unseen, cfg.tokens),
         voices={speaker: [turn.text for turn in turns] for speaker, turns in data.voices.items()},
         dataset=data.ds.info['hash'],
     )
@@ -334,17 +345,20 @@ def write_tagged_samples(run: Run, speech: dict[str, list], emotions: list[str],
 
 # %% ../../nbs/chapters/81_pipelines.emotion.ipynb #45fd224d
 def _ewc_figures(run: Run) -> dict:
-    "What the pilot said about the penalty, and how strong it was at the end"
+    "The health of the Fisher information, and how strong the penalty was at the end"
     last = run.metrics('loss')[-1]
     names = ('ewc', 'penalty_ratio', 'task_grad_norm', 'penalty_grad_norm')
     return read_json(run / 'ewc.json') | {name: last[name] for name in names}
 
+# %% ../../nbs/chapters/81_pipelines.emotion.ipynb #c74522f4
 def write_report(cfg, run: Run, lora, processor, data: Data, speech: dict[str, list]) -> dict:
     "Measure, keep samples, and write `report.json`"
     report = measure_samples(cfg, run, lora, data, speech) | dict(
         config=cfg.model_dump(exclude={'out'}),
         corpus=sorted({(clip.corpus, clip.licence) for clip in data.adapter}),
     )
+    passes = rehearsal_passes(cfg, data.target, data.rehearsal)
+    report['rehearsal'] = dict(clips=len(data.rehearsal) if cfg.rehearsal else 0, passes=round(passes, 1))
     if (run.path / 'strength.json').exists():
         report['strength'] = read_json(run.path / 'strength.json')
     if is_general(cfg):
@@ -373,9 +387,12 @@ def _can_measure(run: Run) -> bool:
 
 def emotion_run(cfg, show: bool = True, train_adapter=fit) -> tuple[Run, dict | None]:
     "From data to page in one call; returns the run and its report, in the first process of several"
-    run = open_run(cfg)
+    if run_folder(cfg).is_dir(): claim(run_folder(cfg))      # another process may be at work in it
+    check_folder(run_folder(cfg), cfg)
+    open_data(cfg)
     model, processor = load_base(cfg)
-    with processes().main_process_first(): data = prepare_data(cfg, run, model, processor)
+    run = open_run(cfg)           # not before: a run that cannot be made leaves no folder behind
+    data = prepare_data(cfg, run, model, processor)
     lora = train_adapter(cfg, run, model, processor, data, show=show)
     if not processes().is_main_process or not _can_measure(run): return run, None
     calibrate_strength(cfg, run, lora, processor, data, show)
@@ -390,14 +407,14 @@ def _run_emotion(cfg, show: bool) -> str:
     "Run `cfg` unless it is finished; returns what became of it"
     folder = Path(cfg.out)
     try:
-        Run(folder, cfg)
+        check_folder(folder, cfg)
         finished = (folder / 'report.json').exists() and (folder / 'index.html').exists()
         report = None if finished else emotion_run(cfg, show)[1]
         (folder / 'error.txt').unlink(missing_ok=True)
     except Occupied as error: return f'skipped: {error}'        # in work elsewhere, which is no failure
     except Exception as error:
-        atomic_write(folder / 'error.txt', traceback.format_exc())
-        print(f'{cfg.emotion} failed: {error} ({folder / "error.txt"})', file=sys.stderr)
+        if folder.exists(): atomic_write(folder / 'error.txt', traceback.format_exc())
+        print(f'{cfg.emotion} failed: {error}', file=sys.stderr)
         return f'failed: {error}'
     if finished: return 'finished before'
     return 'done' if report else 'adapter without report'

@@ -12,13 +12,15 @@ from dataclasses import replace
 from ..core.files import atomic_write, write_json
 from ..core.run import Run
 from ..model.csm import emotion_tag
-from ..model.lora import base_name, save_adapter, trainable_parameters, weights_hash
-from ..training.loop import processes
+from ..model.lora import base_name, save_adapter, trainable_parameters
+from ..training.processes import processes
 from ..training.sampler import with_references
-from ..training.ewc import Fisher, adapter_deltas, cached_fisher, estimate_fisher
-from ..training.rehearsal import select_rehearsal
+from ..training.fisher import Fisher, estimate_fisher
+from ..training.ewc import adapter_changes
 from ..evaluation.drift import neutral_nll, transfer_metrics
-from .preparation import Data, PreviousStage, encode_examples, prepare_data
+from csm_expressive_nb.pipelines.preparation import (
+    FISHER_TOKENS, Data, PreviousStage, base_importance, encode_examples, prepare_data,
+)
 from .emotion import emotion_run, fit
 
 # %% ../../nbs/chapters/82_pipelines.expressive.ipynb #a9419fbe
@@ -40,9 +42,9 @@ def _heldout_tasks(cfg, model, processor, data: Data) -> dict[str, list]:
         tasks[emotion] = with_references(examples, data.references)
     return tasks
 
-def _log_likelihoods(model, tasks: dict[str, list]) -> list[float]:  # nats per frame, codebook 0
+def _log_likelihoods(cfg, model, tasks: dict[str, list]) -> list[float]:  # nats per frame, codebook 0
     "Of every task: more is better"
-    return [-neutral_nll(model, examples)['c0'] for examples in tasks.values()]
+    return [-neutral_nll(model, examples, cfg.tokens)['c0'] for examples in tasks.values()]
 
 def _write_transfer(run: Run, emotions: list[str], tasks: dict[str, list], scores: list[list[float]]):
     "The matrix of stages and tasks, as NLL, and its summaries"
@@ -61,28 +63,29 @@ def _adopt_stage(cfg, run: Run, stage: Run, model):
     atomic_write(run / 'ended.json', (stage.path / 'ended.json').read_text(encoding='utf-8'))
     shutil.copyfile(stage.path / 'metrics.jsonl', run / 'metrics.jsonl')
 
-def _base_importance(cfg, model, data: Data, show: bool) -> Fisher | None:
-    "What the first stage must not forget: the Fisher information of the base, where `cfg` penalises by one"
-    if not cfg.ewc or cfg.ewc_fisher == 'ones': return None
-    examples = select_rehearsal(data.rehearsal, data.heldout, cfg.ewc_clips, cfg.seed)
-    return cached_fisher(model, examples, weights_hash(model), cfg.ewc_fisher, show=show)
-
 def _finished_stage(cfg, model, data: Data, previous: PreviousStage, show: bool) -> PreviousStage:
     "What a trained stage leaves to the next one"
     weights = {name: p.detach().clone() for name, p in trainable_parameters(model).items()}
-    changes, importance = adapter_deltas(model), previous.importance
+    changes, importance = adapter_changes(model), previous.importance
     if importance:
-        own = estimate_fisher(model, data.target, cfg.ewc_fisher, show=show)
+        tokens = min(cfg.tokens, FISHER_TOKENS)
+        own = estimate_fisher(model, data.target, cfg.ewc_fisher, tokens=tokens, show=show)
         importance = accumulate_importance(importance, own, cfg.gamma)
     return PreviousStage(weights, changes, importance)
 
 # %% ../../nbs/chapters/82_pipelines.expressive.ipynb #6845a199
+def _before_the_first(cfg, model, data: Data, show: bool) -> PreviousStage:
+    "What the first stage must not forget: where `cfg` penalises by it, the Fisher information of the base"
+    if not cfg.ewc or cfg.ewc_fisher == 'ones': return PreviousStage()
+    return PreviousStage(importance=base_importance(cfg, model, data, show))
+
+# %% ../../nbs/chapters/82_pipelines.expressive.ipynb #e01a3468
 def fit_stages(cfg, run: Run, model, processor, data: Data, show: bool = True):
     "Train on `cfg.emotions` in their order and write `transfer.json`; returns the model after the last stage"
     if len(cfg.emotions) < 2: raise ValueError('a sequence needs two emotions or more')
     tasks = _heldout_tasks(cfg, model, processor, data)
-    scores = [_log_likelihoods(model, tasks)]
-    previous = PreviousStage(importance=_base_importance(cfg, model, data, show))
+    scores = [_log_likelihoods(cfg, model, tasks)]
+    previous = _before_the_first(cfg, model, data, show)
     learnt = []                                # examples of the stages before
     for number, emotion in enumerate(cfg.emotions, 1):
         if number > 1: model = model.unload()
@@ -92,7 +95,7 @@ def fit_stages(cfg, run: Run, model, processor, data: Data, show: bool = True):
         if cfg.earlier:
             stage_data = replace(stage_data, rehearsal=stage_data.rehearsal + learnt)
         model = fit(stage_cfg, stage, model, processor, stage_data, previous, show)
-        scores.append(_log_likelihoods(model, tasks))
+        scores.append(_log_likelihoods(cfg, model, tasks))
         learnt += [replace(e, rehearsal=True, variants=e.variants[:1]) for e in stage_data.target]
         if number < len(cfg.emotions):
             previous = _finished_stage(cfg, model, stage_data, previous, show)

@@ -37,7 +37,7 @@ from csm_expressive_nb.report.retention_page import (
     is_compared, retention_page, save_retention_figure, verdicts,
 )
 from ..model.lora import load_base
-from .preparation import Data, prepare_data
+from .preparation import Data, open_data, prepare_data
 from .emotion import fit, train_judge
 from .expressive import fit_stages
 
@@ -47,7 +47,10 @@ def arm_config(cfg: RetentionConfig, arm: str, seed: int, folder: Path) -> Emoti
     if arm not in ARMS: raise ValueError(f'arm {arm!r}: choose among {", ".join(ARMS)}')
     shared = cfg.model_dump(include=set(EmotionConfig.model_fields))
     own = dict(seed=seed, out=str(folder))
-    return make_config(EmotionConfig, **shared | PLAIN | ARMS[arm] | own | UNWATCHED)
+    changes = dict(ARMS[arm])
+    factor = changes.pop('lr_factor', 1)
+    changes |= dict(lr=cfg.lr * factor, depth_lr=cfg.depth_lr and cfg.depth_lr * factor)
+    return make_config(EmotionConfig, **shared | PLAIN | changes | own | UNWATCHED)
 
 # %% ../../nbs/chapters/84_pipelines.retention.ipynb #5084d74c
 @dataclass
@@ -79,17 +82,17 @@ class _Shared:
         return speak(lora, processor, self.texts, self.turns, tag, seed, sampling, desc='')
 
 # %% ../../nbs/chapters/84_pipelines.retention.ipynb #bbfd5e59
-def _c0_nll(model, examples: list) -> list[float]:
+def _c0_nll(cfg, model, examples: list) -> list[float]:
     "NLL of codebook 0 of each example, nats per frame"
-    return evaluate_nll(model, examples)[2].tolist()
+    return evaluate_nll(model, examples, cfg.tokens)[2].tolist()
 
 def _measure_base(shared: _Shared, lora, processor, seed: int) -> dict:
     "What is paired with every arm: the base's NLL per item, and its speech"
     data = shared.measured
     with lora.disable_adapter():
         return dict(
-            neutral=_c0_nll(lora, data.heldout),
-            emotion=_c0_nll(lora, data.validation + data.unseen),
+            neutral=_c0_nll(shared.cfg, lora, data.heldout),
+            emotion=_c0_nll(shared.cfg, lora, data.validation + data.unseen),
             speech=shared.speak(lora, processor, '', seed),
         )
 
@@ -116,8 +119,8 @@ def _measure_arm(shared: _Shared, lora, processor, seed: int) -> dict:
     emotions = shared.judge(features)[n : 2 * n]
     candidates = dict(words=dict(texts=evaluation_sentences()))
     words = measure(utterances[n : 2 * n], candidates, subsample=False, show=False)[0]
-    neutral_nll = _c0_nll(lora, data.heldout)
-    emotion_nll = _c0_nll(lora, data.validation + data.unseen)
+    neutral_nll = _c0_nll(cfg, lora, data.heldout)
+    emotion_nll = _c0_nll(cfg, lora, data.validation + data.unseen)
     return dict(
         drift=_rounded(np.subtract(neutral_nll, base['neutral'])),
         fall=_rounded(np.subtract(base['emotion'], emotion_nll)),
@@ -126,7 +129,7 @@ def _measure_arm(shared: _Shared, lora, processor, seed: int) -> dict:
         judged=[int(emotion == cfg.emotion) for emotion in emotions],
         words=[int(row['words']) for row in words],
         ended=[int(speech.ended) for speech in tagged],
-        kl=drift_kl(lora, data.heldout),
+        kl=drift_kl(lora, data.heldout, cfg.tokens),
     )
 
 # %% ../../nbs/chapters/84_pipelines.retention.ipynb #6ece4533
@@ -170,29 +173,37 @@ def _train_and_measure(shared: _Shared, arm: str, seed: int, folder: Path) -> di
     return dict(arm=arm, seed=seed, scales=scales, ewc=ewc, last=Run(folder, cfg).metrics('loss')[-1])
 
 # %% ../../nbs/chapters/84_pipelines.retention.ipynb #4b8fcbaa
-def run_arms(cfg: RetentionConfig, show: bool = True) -> Run:
-    "Train and measure every arm for every seed; what is finished or taken by another process is skipped"
-    run = Run(Path(cfg.out) if cfg.out else root() / '_reports' / 'retention', cfg, exclusive=False)
+def _arms_and_seeds(cfg: RetentionConfig, folder: Path) -> list[tuple[int, str]]:
+    "Every (seed, arm), once all of their settings are known to be right"
     todo = [(seed, arm) for seed in range(cfg.seed, cfg.seed + cfg.seeds) for arm in cfg.arms]
-    for seed, arm in todo: arm_config(cfg, arm, seed, run.path)  # all settings are checked first
+    for seed, arm in todo: arm_config(cfg, arm, seed, folder)
     if 'LoRA' not in cfg.arms:
         raise ValueError('the arm LoRA draws the line that the others are compared with: leave it in `arms`')
+    return todo
+
+# %% ../../nbs/chapters/84_pipelines.retention.ipynb #ba53c92c
+def run_arms(cfg: RetentionConfig, show: bool = True) -> Run:
+    "Train and measure every arm for every seed; what is finished or taken by another process is skipped"
+    folder = Path(cfg.out) if cfg.out else root() / '_reports' / 'retention'
+    todo = _arms_and_seeds(cfg, folder)
+    open_data(cfg)
+    run = Run(folder, cfg, exclusive=False)
     shared = _Shared(cfg, run)
     with tqdm(total=len(todo), desc='arms', unit='arm', disable=not show) as bar:
         for seed, arm in todo:
             bar.set_postfix_str(f'{arm}, seed {seed}')
-            folder = run.path / 'arms' / _slug(arm) / str(seed)
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder.with_suffix('.lock'))
+            arm_folder = run.path / 'arms' / _slug(arm) / str(seed)
+            arm_folder.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(arm_folder.with_suffix('.lock'))
             try:
                 lock.acquire(timeout=0)
             except Timeout:  # another process trains it
                 bar.update()
                 continue
-            if not folder.with_suffix('.json').exists():
-                result = _train_and_measure(shared, arm, seed, folder)
-                write_json(folder.with_suffix('.json'), result)
-                shutil.rmtree(folder / 'checkpoints', ignore_errors=True)
+            if not arm_folder.with_suffix('.json').exists():
+                result = _train_and_measure(shared, arm, seed, arm_folder)
+                write_json(arm_folder.with_suffix('.json'), result)
+                shutil.rmtree(arm_folder / 'checkpoints', ignore_errors=True)
             lock.release()
             bar.update()
     return run
@@ -329,8 +340,7 @@ def _line_estimate(
 
 # %% ../../nbs/chapters/84_pipelines.retention.ipynb #1d5908f8
 def fisher_health(run: Run) -> pd.DataFrame:
-    """A row per arm and seed with a penalty: the Fisher's health, the calibrated weight, the penalty at
-    the end"""
+    "A row per arm and seed with a penalty: the health of its Fisher information, and the penalty at the end"
     rows = []
     for result in _arm_files(run):
         if not result['ewc']: continue
@@ -340,8 +350,9 @@ def fisher_health(run: Run) -> pd.DataFrame:
                 'arm': result['arm'],
                 'seed': result['seed'],
                 'halves correlate': fisher.get('split_half'),
-                'largest share of a layer': max(fisher['layers'].values()) if fisher else None,
-                'weight': f"{result['ewc']['weight']:.3g}",
+                'largest share of a layer': max(fisher['layers'].values()),
+                'strength': result['ewc']['strength'],
+                'predicted rise, nats': round(last['ewc'] / result['ewc']['strength'], 4),
                 'penalty / task at the end': last.get('penalty_ratio'),
                 'its gradient / task': round(last['penalty_grad_norm'] / last['task_grad_norm'], 4),
             }
@@ -351,10 +362,10 @@ def fisher_health(run: Run) -> pd.DataFrame:
 # %% ../../nbs/chapters/84_pipelines.retention.ipynb #43d17450
 SEQUENCES = {
     'nothing': dict(rehearsal=0.0),
-    'EWC 10': dict(rehearsal=0.0, ewc=10.0),
+    'EWC 100': dict(rehearsal=0.0, ewc=100.0),
     'rehearsal of neutral speech': dict(rehearsal=0.6, earlier=False),
     'rehearsal of both': dict(rehearsal=0.6),
-    'all three': dict(rehearsal=0.6, distillation=1.0, ewc=1.0),
+    'all three': dict(rehearsal=0.6, distillation=1.0, ewc=10.0),
 }
 
 def _sequence_config(cfg: RetentionConfig, method: str, folder: Path) -> ExpressiveConfig:
@@ -392,6 +403,8 @@ def write_retention_report(
     table: pd.DataFrame,  # of `compare_arms`
     by_nll: pd.DataFrame,  # of `compare_arms`, gain 'fall'
     sequences: dict[str, dict],  # of `run_sequences`
+    predicted: pd.DataFrame | None = None,  # of `predict_forgetting`
+    own_speech: pd.DataFrame | None = None,  # of `compare_own_speech`
 ) -> Path:  # of the figure
     "`report.json`, figure and page of the comparison"
     health = fisher_health(run).astype(object)
@@ -405,6 +418,8 @@ def write_retention_report(
         judge=read_json(run / 'items.json')['judge'],
         health=health.where(health.notna(), None).to_dict('records'),
     )
+    if predicted is not None: report['predicted_forgetting'] = predicted.to_dict('records')
+    if own_speech is not None: report['own_speech'] = own_speech.to_dict()
     write_json(run / 'report.json', json.loads(json.dumps(report)))
     figure = save_retention_figure(cfg, table, run.path / 'figures/retention.png')
     retention_page(run / 'index.html', cfg, table, report['verdicts_by_nll'], sequences)

@@ -188,26 +188,24 @@ def write_benchmark(out: str, result: dict, gpu: dict | None = None) -> Path:
 
 # %% ../../nbs/chapters/72c_report.benchmark_page.ipynb #3a63a766
 def gpu_table(gpu: dict):
-    "Throughput, its ratio to `Trainer` padded to the longest with all depth frames, MFU and peak memory"
-    reference = None
+    "Throughput, its ratio to `Trainer` with as many clips and all depth frames, MFU and peak memory"
+    trainer = {}
     for row in gpu['rows']:
-        if row['side'] == 'Trainer, longest' and row['share'] == 1:
-            reference = row.get('audio_s_per_s')
+        if row['side'] == 'trainer' and row['share'] == 1:
+            trainer[row['clips']] = row.get('audio_s_per_s')
     rows = []
     for row in gpu['rows']:
-        speed = row.get('audio_s_per_s')
+        speed, reference = row.get('audio_s_per_s'), trainer.get(row['clips'])
         rows.append({
             'side': row['side'],
+            'clips': row['clips'],
             'depth frames': f"{row['share']:.4g}",
             'audio-s/s': row.get('failed') if speed is None else speed,
             'x Trainer': round(speed / reference, 2) if reference and speed is not None else '',
             'MFU': f"{row['mfu']:.1%}" if 'mfu' in row else '',
-            'peak, GB': row.get('peak_gb') or '',
+            'peak, GiB': row.get('peak_gib') or '',
         })
     caption = 'no GPU here'
     if gpu['rows']:
-        caption = (
-            f"{gpu['seconds_per_update']} s of sound per update, bf16, LoRA r={gpu['rank']}; MFU against "
-            f"{gpu['peak_tflops']:.0f} TFLOP/s, a large matmul reaches {gpu['matmul_tflops']:.0f}"
-        )
+        caption = f"LoRA r={gpu['rank']}; a large matrix product reaches {gpu['matmul_tflops']:.3g} TFLOP/s"
     return pd.DataFrame(rows).style.hide().set_caption(f"{gpu['device']}: {caption}")

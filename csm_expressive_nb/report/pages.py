@@ -123,12 +123,12 @@ def _ewc_rows(report: dict) -> list[tuple]:
     "How strong the EWC penalty was at the end, and whether its Fisher can be trusted; none without EWC"
     if 'ewc' not in report: return []
     ewc, fisher = report['ewc'], report['ewc']['fisher']
-    remark = 'L2: no Fisher'
-    if fisher:
-        remark = (
-            f"Fisher: halves of {fisher['clips']} utterances correlate {fisher['split_half']:.2f} (.8 "
-            f"wanted), largest layer {max(fisher['layers'].values()):.0%} of the trace"
-        )
+    remark = (
+        f"predicted rise of neutral NLL {ewc['ewc'] / ewc['strength']:.3f} nats per frame; halves of "
+        f"{fisher['clips']} utterances correlate {fisher['split_half']:.2f} (.8 wanted), largest layer "
+        f"{max(fisher['layers'].values()):.0%} of the trace"
+    )
+    if fisher['kind'] == 'ones': remark = 'L2: all weights count the same'
     return [('EWC: penalty over task loss at the end', '', f"{ewc['penalty_ratio']:.3f}", remark)]
 
 # %% ../../nbs/chapters/72_report.pages.ipynb #e8960b03

@@ -227,7 +227,7 @@ def _record_graph(self: Engine, temperature: float, top_k: int) -> tuple:  # (gr
             self._frame(self.rows, len(self.columns), temperature, top_k)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode='thread_local'):
         codes = self._frame(self.rows, len(self.columns), temperature, top_k)
     for tensor, value in zip((self.state, self.position, self.frame), before):
         tensor.copy_(value)

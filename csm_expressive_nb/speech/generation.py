@@ -17,7 +17,7 @@ import numpy as np, soundfile as sf, torch
 from tqdm.auto import tqdm
 
 from ..data.audio import SR
-from ..data.codec import map_clips
+from ..data.codec import encode_sound, map_clips
 from ..data.speakers import Reference
 from ..model.csm import base_of, text_ids
 from ..model.lora import active_adapters
@@ -53,12 +53,11 @@ class Speech:
         return f'<audio controls src="data:audio/flac;base64,{data}"></audio>'
 
 # %% ../../nbs/chapters/51_speech.generation.ipynb #a1b2125b
-@torch.no_grad()
 def reference_turn(model, processor, reference: Reference) -> Turn:
-    "A reference as text ids and codes, encoded alone as transformers does it"
-    codec = base_of(model).codec_model
-    sound = torch.as_tensor(np.asarray(reference.audio, np.float32), device=codec.device)[None, None]
-    return Turn(text_ids(processor, reference.text), codec.encode(sound).audio_codes[0].T.cpu())
+    "A reference as text ids and codes"
+    return Turn(
+        text_ids(processor, reference.text), encode_sound(base_of(model).codec_model, reference.audio)
+    )
 
 # %% ../../nbs/chapters/51_speech.generation.ipynb #5f4a5a87
 @torch.no_grad()

@@ -47,7 +47,7 @@ def load_trainable_state(tensors: dict[str, torch.Tensor], model):
 def training_state(
     model,
     optimizer,
-    sampler: Sampler,
+    sampler_state: dict,           # of `Sampler.state`, after the last update
     numbers: dict,                 # such as those of `Progress`
 ) -> dict[str, torch.Tensor]:
     "Everything the next update depends on, as tensors; every process has to call it"
@@ -56,7 +56,7 @@ def training_state(
         state[f'p.{name}'] = p.detach()
         for key, value in optimizer.state[p].items():
             state[f'o.{key}.{name}'] = torch.as_tensor(value)
-    for key, value in sampler.state().items(): state[f's.{key}'] = value
+    for key, value in sampler_state.items(): state[f's.{key}'] = value
     for key, value in numbers.items():
         state[f'e.{key}'] = torch.tensor(float(value), dtype=torch.float64)
     return {name: full_tensor(value).clone().contiguous().cpu() for name, value in state.items()}
@@ -114,7 +114,9 @@ def load_checkpoint(
     for name, value in parts.get('o', {}).items():
         key, parameter_name = name.split('.', 1)
         p = parameters[parameter_name]
-        optimizer.state[p][key] = to_layout_of(value, p) if value.dim() else value
+        if value.dim(): value = to_layout_of(value, p)
+        elif optimizer.defaults.get('fused'): value = value.to(p.device)     # it counts its steps there
+        optimizer.state[p][key] = value
     sampler.load(parts['s'])
     numbers = {key: float(value) for key, value in parts.get('e', {}).items()}
     return int(path.stem[:8]), numbers

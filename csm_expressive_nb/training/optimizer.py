@@ -26,14 +26,16 @@ def learning_rate(
     return lr * ramp * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 # %% ../../nbs/chapters/41a_training.optimizer.ipynb #3e659fe7
-def make_optimizer(model, cfg) -> torch.optim.AdamW:
+def make_optimizer(model, cfg, sharded: bool = False) -> torch.optim.AdamW:  # sharded: by FSDP
     "AdamW with one group for the backbone and one for the depth decoder; `peak` is a group's peak rate"
     backbone, depth_decoder = [], []
     for name, parameter in trainable_parameters(model).items():
         (depth_decoder if 'depth_decoder' in name else backbone).append(parameter)
     peaks = [(backbone, cfg.lr), (depth_decoder, cfg.depth_lr or cfg.lr)]
     groups = [dict(params=parameters, lr=peak, peak=peak) for parameters, peak in peaks if parameters]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=cfg.weight_decay)
+    # on a GPU one kernel for all tensors
+    fused = not sharded and all(parameter.is_cuda for parameter in backbone + depth_decoder)
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=cfg.weight_decay, fused=fused)
 
 # %% ../../nbs/chapters/41a_training.optimizer.ipynb #6e8cb387
 def set_learning_rates(

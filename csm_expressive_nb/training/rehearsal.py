@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OWN_CLIPS', 'NeutralUtterance', 'neutral_utterances', 'evaluation_sentences', 'neutral_examples', 'Reservoir',
-           'select_rehearsal']
+           'select_rehearsal', 'rehearsal_passes']
 
 # %% ../../nbs/chapters/43_training.rehearsal.ipynb #557b517d
 import hashlib, json
@@ -131,3 +131,16 @@ def select_rehearsal(
 
 def _text_and_hash(example: Example) -> tuple[str, str]:
     return example.text, hashlib.sha256(example.variants[0].numpy().tobytes()).hexdigest()
+
+# %% ../../nbs/chapters/43_training.rehearsal.ipynb #d971c3be
+def rehearsal_passes(
+    cfg,                     # `rehearsal`, `batch` and `steps` count
+    target: list[Example],
+    rehearsal: list[Example],
+) -> float:
+    "How often a run comes round to each of its rehearsal clips, on average"
+    if not cfg.rehearsal: return 0.0
+    weight = sum(example.weight for example in target)
+    frames_per_clip = sum(example.frames * example.weight for example in target) / weight
+    frames = cfg.steps * cfg.batch * frames_per_clip * cfg.rehearsal / (1 - cfg.rehearsal)
+    return frames / sum(example.frames for example in rehearsal)
