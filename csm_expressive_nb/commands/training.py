@@ -8,13 +8,14 @@ __all__ = ['config_commands', 'Data', 'Model', 'Config', 'Memory', 'Steps', 'Set
            'print_outputs', 'train', 'estimate', 'list_settings', 'show_settings']
 
 # %% ../../nbs/chapters/89a_commands.training.ipynb #077060b5
-import math, os, sys
+import os, sys
 from pathlib import Path
 from typing import Annotated
 
 import typer, yaml
 
 from ..core.files import root
+from ..core.machine import gpu_memory
 from ..core.models import has_csm_1b_settings
 from csm_expressive_nb.core.config import (
     EMOTIONS, EmotionConfig, ExpressiveConfig, load_config, make_config, sort_emotions,
@@ -27,10 +28,9 @@ config_commands = typer.Typer(help='Settings: list all, show those of a configur
 def _memory_of_gpu(model: str | None) -> int | None:
     "GB of this machine's GPU for csm-1b, whose settings depend on it; None without a GPU"
     if not has_csm_1b_settings(model or 'nano'): return None
-    import torch
-    if not torch.cuda.is_available(): return None
-    memory = math.ceil(torch.cuda.get_device_properties(0).total_memory / 2**30)
-    typer.echo(f'settings for a GPU of {memory} GB, which is here (another: --memory)')
+    memory = gpu_memory()
+    if memory is not None:
+        typer.echo(f'settings for a GPU of {memory} GB, which is here (another: --memory)')
     return memory
 
 def read_settings(

@@ -53,39 +53,37 @@ def kl_sums(model, packed) -> tuple[torch.Tensor, int]:  # ([K], frames)
     return torch.stack([kl_divergence(*pair) for pair in pairs]), len(adapted[0])
 
 # %% ../../nbs/chapters/65_evaluation.drift.ipynb #686e232a
-def drift_kl(
-    model, examples: list[Example], tokens: int = 2048  # in a micro-batch
-) -> dict:
-    "Forward KL(base || adapter), nats per frame, by group of codebooks"
+@torch.no_grad()
+def _group_means_over(model, examples: list[Example], tokens: int, sums_of) -> dict[str, float]:
+    "Means per frame by group of codebooks of what `sums_of(model, packed)` sums: ([K], frames)"
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
     total, n_frames = 0.0, 0
     conversations = [example.conversation() for example in examples]
     longest = max(sum(map(len, turns)) for turns in conversations)
     for part in micro_batches(conversations, max(tokens, longest))[0]:
-        sums, n = kl_sums(model, pack(part).to(device))
+        sums, n = sums_of(model, pack(part).to(device))
         total, n_frames = total + sums, n_frames + n
     model.train(was_training)
     return _group_means(total / n_frames)
 
+def drift_kl(
+    model, examples: list[Example], tokens: int = 2048  # in a micro-batch
+) -> dict:
+    "Forward KL(base || adapter), nats per frame, by group of codebooks"
+    return _group_means_over(model, examples, tokens, kl_sums)
+
 # %% ../../nbs/chapters/65_evaluation.drift.ipynb #fa85fd3d
-@torch.no_grad()
+def _entropy_sums(model, packed) -> tuple[torch.Tensor, int]:  # ([K], frames)
+    states = hidden_states(model, packed)
+    log_probabilities = (scores.float().log_softmax(-1) for scores in logits(model, *states))
+    return torch.stack([-(log_p.exp() * log_p).sum() for log_p in log_probabilities]), len(states[0])
+
 def prediction_entropy(
     model, examples: list[Example], tokens: int = 2048  # in a micro-batch
 ) -> dict:
     "Entropy of the predictions on `examples`, nats per frame, by group of codebooks"
-    was_training, device = model.training, next(model.parameters()).device
-    model.eval()
-    total, n_frames = 0.0, 0
-    conversations = [example.conversation() for example in examples]
-    longest = max(sum(map(len, turns)) for turns in conversations)
-    for part in micro_batches(conversations, max(tokens, longest))[0]:
-        states = hidden_states(model, pack(part).to(device))
-        log_probabilities = (scores.float().log_softmax(-1) for scores in logits(model, *states))
-        total = total + torch.stack([-(log_p.exp() * log_p).sum() for log_p in log_probabilities])
-        n_frames += len(states[0])
-    model.train(was_training)
-    return _group_means(total / n_frames)
+    return _group_means_over(model, examples, tokens, _entropy_sums)
 
 # %% ../../nbs/chapters/65_evaluation.drift.ipynb #2e9ccc67
 def _compare(names: tuple, base: list, other: list, recordings: dict[str, tuple]) -> dict:

@@ -23,7 +23,7 @@ from ..model.csm import base_of
 from ..model.packing import Batch, pack
 from ..model.loss import HeadNll, hidden_states, logits, output_heads
 from ..model.lora import lora_config
-from .sampler import Example
+from .sampler import Example, consecutive_batches
 
 # %% ../../nbs/chapters/45_training.fisher.ipynb #d141e058
 def target_matrices(
@@ -102,32 +102,21 @@ def scaled_nll(model, states: tuple, labels: torch.Tensor) -> torch.Tensor:
     others = HeadNll.apply(states[1], depth_heads, labels[:, 1:])
     return c0 + others.sum() / others.shape[1] ** 0.5
 
-# %% ../../nbs/chapters/45_training.fisher.ipynb #ee9b77e4
-def _batches(conversations: list, tokens: int):  # yields (index of the first utterance, conversations)
-    "Batches of as many utterances as fit `tokens` positions, at least one"
-    lengths = [sum(map(len, turns)) for turns in conversations]
-    start = 0
-    while start < len(lengths):
-        end = start + 1
-        while end < len(lengths) and sum(lengths[start : end + 1]) <= tokens: end += 1
-        yield start, conversations[start:end]
-        start = end
-
 # %% ../../nbs/chapters/45_training.fisher.ipynb #8ca1dccc
 def utterance_gradients(
     model,
     items: list[Example],
-    consume,                       # (utterance, matrix, gradient [out,in])
-    labels: str = 'sampled',       # or 'empirical': as recorded
-    tokens: int = 512,             # of a batch
+    consume,  # (utterance, matrix, gradient [out,in])
+    labels: str = 'sampled',  # or 'empirical': as recorded
+    tokens: int = 512,
     seed: int = 0,
     show: bool = True,
-) -> int:  # frames in all
+) -> int:  # frames
     "Call `consume` with the gradient of each utterance"
     if labels not in ('sampled', 'empirical'):
         raise ValueError(f'labels {labels!r}: sampled or empirical')
     generator, device = torch.Generator().manual_seed(seed), next(model.parameters()).device
-    n_frames, first, rows = 0, 0, {}
+    utterances, n_frames, first, rows = [item.conversation() for item in items], 0, 0, {}
 
     def split(name, inputs, grads):
         for i, own in enumerate(rows[name.startswith('backbone'), len(inputs)]):
@@ -135,14 +124,14 @@ def utterance_gradients(
 
     bar = tqdm(total=len(items), desc='fisher', unit='clip', disable=not show)
     with gradient_hooks(model, split), bar:
-        for first, batch in _batches([item.conversation() for item in items], tokens):
-            packed = pack(batch).to(device)
+        for part in consecutive_batches(utterances, tokens):
+            first, packed = part.start, pack(utterances[part]).to(device)
             rows = _rows_by_utterance(packed, base_of(model).config.num_codebooks)
             states, targets = hidden_states(model, packed), packed.labels
             if labels == 'sampled': targets = sample_labels(model, states, generator)
             scaled_nll(model, states, targets).backward()
             n_frames += len(packed.labels)
-            bar.update(len(batch))
+            bar.update(part.stop - part.start)
     return n_frames
 
 # %% ../../nbs/chapters/45_training.fisher.ipynb #60efaa2d
