@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from .core.files import counted
 from .core.machine import MissingExtra
 from .commands.data import data_commands
 from .commands.speaking import speak
@@ -60,6 +61,20 @@ def list_metrics():
             f'{"":14} {row["what"]}. {row["unit"]}; better: {row["better"]}; {row["range"]}; {row["licence"]}'
         )
         typer.echo(f'{"":14} checked: {row["validated"]}')
+
+# %% ../nbs/chapters/89c_cli.ipynb #6caac3d7
+def _require_folder(
+    folder: Path,
+    needed: str = 'train first (csm_expressive train sad), or name a finished run',     # what helps
+):
+    "FileNotFoundError, with what helps, where a folder that was named does not exist"
+    if not folder.exists(): raise FileNotFoundError(f'{folder} does not exist: {needed}')
+
+def _require_evaluation(run: Path):
+    "The same, and for a run that was not measured"
+    _require_folder(run)
+    if (run / 'config.yaml').exists() and not (run / 'evaluation/clips.csv').exists():
+        raise FileNotFoundError(f'{run} has no evaluation yet: csm_expressive eval {run}')
 
 # %% ../nbs/chapters/89c_cli.ipynb #28e876a4
 def _print_run_evaluation(folder: Path, result: dict):
@@ -111,7 +126,7 @@ def evaluate(
             help='Speak after neutral recordings of held-out speakers; without, no voice is compared.'
         ),
     ] = True,
-    recordings: Annotated[int, typer.Option(min=0, help='Recordings per emotion, as the topline.')] = 12,
+    recordings: Annotated[int, typer.Option(min=0, help='Reference clips per emotion, as the topline.')] = 12,
     all_clips: Annotated[bool, typer.Option('--all', help='Slow metrics measure every clip, too.')] = False,
     download: Annotated[
         bool, typer.Option('--download', help='Metrics may fetch their weights from the hub.')
@@ -124,10 +139,12 @@ def evaluate(
         ),
     ] = None,
 ):
-    """Speak and measure: base, adapter and recordings on the same metrics, with intervals and the emotion
-    classifiers' own error. Resumable."""
+    """Speak and measure: base, adapter and reference clips on the same metrics, with intervals and the recall
+    of the emotion classifiers (SER). Resumable."""
+    if str(folder) != 'embedded': _require_folder(folder)
     from csm_expressive_nb.pipelines import evaluate, evaluate_folder
     from csm_expressive_nb.report import evaluation_page
+    if baseline: _require_folder(baseline)
     settings = evaluate.Protocol(
         sentences=sentences,
         seeds=seeds,
@@ -144,7 +161,7 @@ def evaluate(
             )
         return _print_run_evaluation(folder, evaluate.evaluate(folder, baseline, settings, jobs))
     if baseline:
-        raise ValueError(f'{folder} is no run folder (it has no config.yaml): --baseline compares two runs')
+        raise ValueError(f'{folder} is not a run folder (no config.yaml): --baseline compares two runs')
     result = evaluate_folder.evaluate_folder(folder, out, settings, jobs)
     typer.echo(evaluation_page.evaluation_text(result))
     typer.echo(f'numbers: {result["out"]}/evaluation.json')
@@ -164,6 +181,7 @@ def create(
     "A blind listening test of an evaluated run, as one page that needs no server."
     from csm_expressive_nb.evaluation import listening
     from csm_expressive_nb.report.listening_page import listening_page
+    _require_evaluation(run)
     clips = listening.read_stimuli(run / 'evaluation')
     spoken = [clip for clip in clips if clip['system'] in ('base', 'adapter')]
     anchors = [clip for clip in clips if clip['system'] == 'recordings']
@@ -182,7 +200,7 @@ def score(
     test: Annotated[Path, typer.Option(help='Folder of the test; its key lies beside it.')],
     out: Annotated[Path | None, typer.Option(help='Folder for results; not given: <test>_results.')] = None,
 ):
-    """What the raters heard: CMOS, emotions identified, intensity, with intervals; answers that do not
+    """Answers of the raters: CMOS, emotions identified, intensity, with intervals; answers that do not
     count go to rejects.csv."""
     from csm_expressive_nb.evaluation.listening_analysis import analyse, read_answers
     from csm_expressive_nb.core.files import read_json, write_json
@@ -196,8 +214,24 @@ def score(
     write_json(out / 'listening.json', result)
     figure = listening_figure(result)
     figure.savefig(out / 'listening.png', dpi=130, metadata={'Software': None})
-    typer.echo(f'{len(answers)} answers count, {len(rejects)} do not; {result["rule"]}')
+    typer.echo(f'valid: {counted(len(answers), "answer")}, rejected: {len(rejects)}; {result["rule"]}')
     typer.echo(f'results: {out / "listening.json"}, {out / "listening.png"}')
+
+# %% ../nbs/chapters/89c_cli.ipynb #b4ff9cdd
+def _comparable_runs(folder: Path) -> tuple[list[Path], list[str]]:  # (runs, why others are left out)
+    "The runs below a folder that can be compared; a run folder stands for itself"
+    from csm_expressive_nb.core.runs import READ_ERRORS, find_runs, is_run, read_run, require_run
+    _require_folder(folder)
+    if (folder / 'config.yaml').exists() or not folder.is_dir(): return [folder], []
+    runs, reasons = [], []
+    for path in filter(is_run, find_runs(folder)):
+        try:
+            require_run(path)
+            if read_run(path).curves: runs.append(path)         # an error where the log has another form
+        except ValueError as error: reasons.append(str(error))
+        except READ_ERRORS as error: reasons.append(f'{path} cannot be read: {error!r}')
+    if not runs and reasons: raise ValueError('; '.join(reasons))
+    return runs or [folder], reasons
 
 # %% ../nbs/chapters/89c_cli.ipynb #396e2b1a
 @app.command()
@@ -212,19 +246,15 @@ def dashboard(
     """Runs on one page: a table that sorts, every clip beside its base, emotion against intensity, curves,
     settings, provenance. One file that opens from the disk."""
     from csm_expressive_nb.report import dashboard as page
-    folders = [folder for run in runs for folder in _run_folders(run)]
-    result = page.dashboard(folders, out, sound, title)
-    typer.echo(
-        f'page: {result["path"]} ({result["megabytes"]} MB, {result["runs"]} runs, {result["clips"]} clips)'
-    )
+    found = [_comparable_runs(run) for run in runs]
+    result = page.dashboard([folder for folders, _ in found for folder in folders], out, sound, title)
+    counts = f'{counted(result["runs"], "run")}, {counted(result["clips"], "clip")}'
+    typer.echo(f'page: {result["path"]} ({result["megabytes"]} MB, {counts})')
+    for _, reasons in found:
+        for reason in reasons: typer.echo(f'skipped: {reason}')
     for name, reason in result['missing']: typer.echo(f'missing: {name}: {reason}')
     if sound == 'flac' and result['megabytes'] > 100:
         typer.echo('note: --sound mp3 makes it a fifth of that')
-
-def _run_folders(folder: Path) -> list[Path]:
-    "A run folder itself, or the run folders in it"
-    if (folder / 'config.yaml').exists() or not folder.is_dir(): return [folder]
-    return sorted(path.parent for path in folder.glob('*/config.yaml')) or [folder]
 
 # %% ../nbs/chapters/89c_cli.ipynb #b84b77db
 @app.command('scale-sweep')
@@ -238,6 +268,7 @@ def scale_sweep(
     "Speak and measure an adapter at several strengths. Resumable."
     from csm_expressive_nb.pipelines.dose_response import measure_intensity
     from csm_expressive_nb.evaluation.stats import format_interval
+    _require_folder(run)
     try:
         strengths = [float(number) for number in scales.split(',') if number.strip()]
     except ValueError:
@@ -250,7 +281,7 @@ def scale_sweep(
                 f'{row["label"]:34}' + ''.join(f'{format_interval(interval):>22}' for interval in row['at'])
             )
     typer.echo(f'\nnumbers: {run / "intensity.json"}')
-    typer.echo(f'figure: {run / "figures/intensity.png"}')
+    typer.echo(f'figure: {run / "figures/intensity.svg"}')
 
 # %% ../nbs/chapters/89c_cli.ipynb #12d7c6e2
 OLD_NAMES = {
@@ -284,7 +315,7 @@ def explain_failure(error: Exception) -> str:
     "What went wrong and what helps, in words; empty for a fault of this program, whose traceback is wanted"
     text, kind = str(error), f'{type(error).__module__}.{type(error).__name__}'
     if getattr(error, 'errno', None) == errno.ENOSPC or 'No space left' in text:
-        return f'{text}: make room, then run the same command again, it goes on'
+        return f'{text}: make room, then run the same command again; it resumes'
     if isinstance(error, ImportError) and 'socks' in text:
         return (
             f'{text} (ALL_PROXY or HTTPS_PROXY names a SOCKS proxy: pip install "httpx[socks]", or name a '

@@ -203,11 +203,11 @@ def test_processes_wait_for_hours(monkeypatch):
 # ---- refusals, before anything is written
 
 @pytest.mark.parametrize('command, message', [
-    ('train sad --model csm-1b --data embedded', 'robot speech'),
+    ('train sad --model csm-1b --data embedded', 'synthetic speech'),
     ('train sad --model csm-1b', 'no recordings are named'),
     ('estimate sad --model csm-1b --memory 24', 'no recordings are named'),
     ('train angri', "did you mean 'angry'"),
-    ('train sad --model someone/no-such-model --data embedded', 'robot speech'),
+    ('train sad --model someone/no-such-model --data embedded', 'synthetic speech'),
 ])
 def test_a_refused_command_leaves_no_folder_behind(command, message, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, 'argv', ['csm_expressive', *command.split()])

@@ -298,12 +298,12 @@ def test_listed_files_count_whatever_is_wrong_with_them(tmp_path):
     # listed without a suffix, and not there
     missing = [row._replace(file=f'nowhere{row.file[:-4]}') for row in ROWS[12:]]
     (folder / 'metadata.csv').write_text(table(ROWS[:12] + missing), encoding='utf-8')
-    assert_refused(folder, "12 of 12 set aside for 'missing'")
+    assert_refused(folder, "12 of 12 rejected as 'missing'")
 
 def test_aiff_named_wav_counts(tmp_path):
     for i in range(4):
         tone(tmp_path / f'sad/{i}.wav', i, format='AIFF', subtype='PCM_16')
-    assert_refused(tmp_path, "4 of 4 set aside for 'wrong_format'")
+    assert_refused(tmp_path, "4 of 4 rejected as 'wrong_format'")
 
 # ---- 06, 07, 16: names -------------------------------------------------------------------------------------
 

@@ -305,7 +305,7 @@ def check_notebook(argv: list[str]):
 def check_estimate(outcome: Outcome):
     gib = float(re.search(r'training +([\d.]+)', outcome.printed)[1])
     assert gib > 0.01
-    assert re.search(r'time +[\d.]+ h', outcome.printed)
+    assert re.search(r'time +[\d.]+ (h|min)', outcome.printed)
 
 @checks('data prepare', 'data merge')
 def check_dataset(outcome: Outcome):
@@ -314,7 +314,7 @@ def check_dataset(outcome: Outcome):
     assert dataset['complete']
     assert dataset['clips'] > 2
     assert (folder / 'README.md').stat().st_size
-    assert (folder / 'quarantine.csv').exists()
+    assert (folder / 'rejected.csv').exists()
     assert f"{dataset['clips']} clips" in outcome.printed
     own = outcome.options.get('own')
     if own: assert own in (folder / 'README.md').read_text(encoding='utf-8')

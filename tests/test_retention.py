@@ -172,7 +172,7 @@ def test_an_emotion_starts_from_a_general_run(tmp_path):
     assert load_adapter(load_csm(merged_folder)[0], tmp_path / 'sad/adapter')
     with pytest.raises(ValueError, match='set `model` to nano'):
         merge_adapter(tmp_path / 'general', 'csm-1b')
-    with pytest.raises(FileNotFoundError, match='finished general stage'):
+    with pytest.raises(FileNotFoundError, match='finished multi-emotion adapter'):
         merge_adapter(tmp_path / 'nothing')
 
 def own_voice(folder: Path) -> Path:
@@ -245,5 +245,5 @@ def test_the_comparison_runs_as_a_notebook(tmp_path):
     report = read(tmp_path / 'r/report.json')
     assert set(report['verdicts']) == {'rehearsal'}
     assert report['verdicts']['rehearsal'].startswith('one seed')
-    assert (tmp_path / 'r/figures/retention.png').exists()
+    assert (tmp_path / 'r/figures/retention.svg').exists()
     assert report['table']['LoRA x 0']['drift']['value'] == 0

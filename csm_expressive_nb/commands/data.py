@@ -14,7 +14,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from ..core.files import root
+from ..core.config import suggest
+from ..core.files import counted, root
 from ..core.machine import install_line, missing_packages
 
 # %% ../../nbs/chapters/89_commands.data.ipynb #7ed09454
@@ -64,20 +65,20 @@ Cap = Annotated[int, typer.Option(min=0, help='Clips per cell for `--balance cap
 
 # %% ../../nbs/chapters/89_commands.data.ipynb #5c39c2c7
 def _print_tables(dataset):
-    "Splits, training draws and what was rejected"
+    "Splits, the shares of training and what was rejected"
     from csm_expressive_nb.data.splits import balance_table, split_table
-    with open(dataset.folder / 'quarantine.csv', newline='', encoding='utf-8') as table:
+    with open(dataset.folder / 'rejected.csv', newline='', encoding='utf-8') as table:
         reasons = Counter(row['reason'] for row in csv.DictReader(table))
     counts = ', '.join(f'{count} {reason}' for reason, count in reasons.most_common())
     typer.echo(
         'Splits (gain_estimated: speakers without neutral clips; gain_limited: clips kept within full scale)'
     )
     typer.echo(f'{split_table(dataset.clips).to_string()}\n')
-    typer.echo('Training draws (share of all; effective number of clips after repetition)')
+    typer.echo('Training split (share of the clips drawn; effective number of clips after repetition)')
     typer.echo(f'{balance_table(dataset.clips).to_string()}\n')
     typer.echo(
-        f'{len(dataset.clips)} clips in {dataset.folder} (README.md, overview.png), '
-        f'{dataset.info["quarantined"]} files rejected in quarantine.csv{": " if counts else ""}{counts}'
+        f'{counted(len(dataset.clips), "clip")} in {dataset.folder} (README.md, overview.png), '
+        f'{counted(sum(reasons.values()), "file")} rejected (rejected.csv){": " if counts else ""}{counts}'
     )
 
 # %% ../../nbs/chapters/89_commands.data.ipynb #069f405d
@@ -93,6 +94,12 @@ def _speaker_notes(clips) -> list[str]:
         if len(names) == 1
     ]
 
+def _training_notes(clips) -> list[str]:
+    "Why `train` will refuse a dataset of one speaker"
+    if len({(clip.corpus, clip.speaker) for clip in clips}) > 1: return []
+    return ['`train` will refuse this dataset: name sessions in the column `speaker`, or merge it with '
+            'another corpus']
+
 def _split_notes(dataset) -> list[str]:
     "Splits without clips, and emotions with hardly any"
     from csm_expressive_nb.data.splits import SPLITS, balance_table
@@ -101,7 +108,7 @@ def _split_notes(dataset) -> list[str]:
     notes = [f'the {split} split is empty: {reason}' for split in SPLITS if not dataset.select(split=split)]
     for (emotion, corpus), row in balance_table(dataset.clips).iterrows():
         if row.clips < 5:
-            notes.append(f'only {row.clips:.0f} training clips of {emotion} in {corpus}')
+            notes.append(f'only {counted(int(row.clips), "training clip")} of {emotion} in {corpus}')
     return notes
 
 # %% ../../nbs/chapters/89_commands.data.ipynb #97ca5f1a
@@ -117,11 +124,12 @@ def describe_dataset(dataset):
     silent = sum(not clip.text for clip in dataset.clips)
     notes = list(dataset.info.get('notes', ()))
     if limited:
-        notes.insert(0, f'{limited} clips were turned down to stay within full scale; a lower --level keeps '
+        notes.insert(0, f'{counted(limited, "clip")} scaled to stay within full scale; a lower --level keeps '
                         'more of their loudness')
     if silent:
-        notes.append(f'{silent} clips have no text: good for audio-only work, left out of training')
-    for note in [*notes, *_speaker_notes(dataset.clips), *_split_notes(dataset)]:
+        notes.append(f'{counted(silent, "clip")} without a text: for audio-only work, left out of training')
+    notes += _speaker_notes(dataset.clips) + _training_notes(dataset.clips) + _split_notes(dataset)
+    for note in notes:
         typer.echo(f'note: {note}')
 
 # %% ../../nbs/chapters/89_commands.data.ipynb #fac6b537
@@ -205,8 +213,13 @@ def _download(corpus: str, downloads: Path | None, mirror: str | None) -> Path:
     "The publisher's recordings, in a folder"
     from csm_expressive_nb.data.folders import CORPORA
     reader = CORPORA.get(corpus)
+    if corpus in ('folder', 'auto'): raise ValueError('name your folder: --source my_voice')
+    if not reader:
+        names = [*CORPORA, 'auto']
+        hint = suggest(corpus, names) or '.'
+        raise ValueError(f'unknown corpus {corpus!r}{hint} Known: {", ".join(names)}')
     if not hasattr(reader, 'download'):
-        address = f'get it from {reader.url} and ' if reader and reader.url else ''
+        address = f'get it from {reader.url} and ' if reader.url else ''
         raise ValueError(f'{corpus} cannot be downloaded from here: {address}name its folder with --source')
     options = dict(mirror=mirror) if mirror else {}
     return reader.download(downloads or root() / '_cache' / 'downloads', **options)
@@ -240,7 +253,7 @@ def merge(
     for folder in folders:
         missing = {clip.corpus for clip in Dataset(folder).clips} - corpora
         if missing:
-            typer.echo(f'note: nothing of {", ".join(sorted(missing))} is left; quarantine.csv says why')
+            typer.echo(f'note: nothing of {", ".join(sorted(missing))} is left; rejected.csv says why')
 
 # %% ../../nbs/chapters/89_commands.data.ipynb #de799da7
 @data_commands.command()
@@ -264,7 +277,8 @@ def encode(
     encodings = codes.encode(dataset, codec, None, shifts, AUGMENT, augmented)
     variants = [variant for clip in encodings for variant in clip]
     typer.echo(
-        f'{len(variants)} encodings of {len(encodings)} clips, {sum(map(len, variants))} frames of '
+        f'{counted(len(variants), "encoding")} of {counted(len(encodings), "clip")}, '
+        f'{sum(map(len, variants))} frames of '
         f'{variants[0].shape[1]} codes, in {dataset.folder / "codes" / codes.codec_hash(codec)}'
     )
 

@@ -6,11 +6,13 @@
 __all__ = ['parse_intensity', 'write_stream', 'speak']
 
 # %% ../../nbs/chapters/89b_commands.speaking.ipynb #be7e64af
-import os, struct, sys, time
+import os, re, struct, sys, time
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+
+from ..core.files import counted
 
 # %% ../../nbs/chapters/89b_commands.speaking.ipynb #dfafaaac
 _SECONDS_PER_LETTER = 0.07
@@ -80,10 +82,20 @@ def _speak_file(speaker, file: Path, out: Path, settings: dict, sampling):
     rows = speak_script(speaker, read_script(file, **settings), out, sampling=sampling)
     unended = [str(row['line']) for row in rows if not row['ended']]
     typer.echo(
-        f'{out}: {len(rows)} sounds, {sum(row["seconds"] for row in rows):.1f} s; manifest.jsonl lists them'
+        f'{out}: {counted(len(rows), "sound")}, {sum(row["seconds"] for row in rows):.1f} s; '
+        'manifest.jsonl lists them'
     )
     if unended:
         typer.echo(f'note: the model did not end a sentence in line {", ".join(unended)}', err=True)
+
+# %% ../../nbs/chapters/89b_commands.speaking.ipynb #cee0d06b
+def _require_adapters(adapters: list[str]):
+    "FileNotFoundError for an adapter that is neither here nor named like a hub id"
+    for adapter in adapters:
+        if Path(adapter).exists() or re.fullmatch(r'\w[\w.-]*/[\w.-]+', adapter): continue
+        raise FileNotFoundError(
+            f'{adapter} does not exist: name a finished run, its adapter, or a hub id (owner/name)'
+        )
 
 # %% ../../nbs/chapters/89b_commands.speaking.ipynb #1886b2e1
 def speak(
@@ -112,7 +124,7 @@ def speak(
     ] = '',
     emotion: Annotated[str, typer.Option(help='Where the adapters have several.')] = '',
     intensity: Annotated[
-        str, typer.Option(help='0 is the base, 1 the adapter as trained; 0:1 a ramp, 0:1:2.5 in 2.5 s.')
+        str, typer.Option(help='0 is the base, 1 the adapter as saved; 0:1 a ramp, 0:1:2.5 in 2.5 s.')
     ] = '1',
     seed: Annotated[int, typer.Option(min=0, help='Another seed is another reading.')] = 0,
     temperature: Annotated[
@@ -138,6 +150,7 @@ def speak(
     if text == '-': text = sys.stdin.read()
     settings = dict(voice=voice, voice_text=voice_text, emotion=emotion, seed=seed)
     settings['intensity'] = parse_intensity(intensity, text)
+    _require_adapters(adapter)
     speaker = Speaker(model, adapter)
     if file:
         return _speak_file(speaker, file, out or file.with_suffix(''), settings, Sampling(temperature))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['config_commands', 'Data', 'Model', 'Config', 'Memory', 'Steps', 'Sets', 'Gpus', 'Base', 'Multi', 'Names', 'Tflops',
-           'read_settings', 'parse_overrides', 'explicit_options', 'training_config', 'relaunch_with_torchrun',
-           'print_outputs', 'train', 'estimate', 'list_settings', 'show_settings']
+           'choose_memory', 'read_settings', 'parse_overrides', 'explicit_options', 'training_config',
+           'relaunch_with_torchrun', 'print_outputs', 'train', 'estimate', 'list_settings', 'show_settings']
 
 # %% ../../nbs/chapters/89a_commands.training.ipynb #077060b5
 import os, sys
@@ -14,25 +14,31 @@ from typing import Annotated
 
 import typer, yaml
 
-from ..core.files import root
+from ..core.files import assets, root
 from ..core.machine import gpu_memory
 from ..core.models import has_csm_1b_settings
 from csm_expressive_nb.core.config import (
-    EMOTIONS, EmotionConfig, ExpressiveConfig, load_config, make_config, sort_emotions,
+    EMOTIONS, EmotionConfig, ExpressiveConfig, load_config, make_config, require_model, sort_emotions,
 )
 
 # %% ../../nbs/chapters/89a_commands.training.ipynb #a41c0bdc
 config_commands = typer.Typer(help='Settings: list all, show those of a configuration.', no_args_is_help=True)
 
 # %% ../../nbs/chapters/89a_commands.training.ipynb #2c170549
-def _memory_of_gpu(model: str | None) -> int | None:
-    "GB of this machine's GPU for csm-1b, whose settings depend on it; None without a GPU"
-    if not has_csm_1b_settings(model or 'nano'): return None
-    memory = gpu_memory()
-    if memory is not None:
-        typer.echo(f'settings for a GPU of {memory} GB, which is here (another: --memory)')
-    return memory
+def choose_memory(
+    model: str, memory: int | None
+) -> tuple[int | None, str]:  # (GB, what is said of it; empty: nothing)
+    "GB of one GPU that pick the settings of csm-1b: as given, else of the GPU here, else none"
+    if not has_csm_1b_settings(model): return memory, ''
+    found = gpu_memory() if memory is None else memory
+    if found is None: return None, 'settings of a 12 GB card (no GPU here; --memory picks others)'
+    sizes = yaml.safe_load(assets('configs/csm-1b.yaml').read_text(encoding='utf-8'))['memory']
+    fitting = [size for size in sizes if size <= found]
+    if fitting and found not in sizes:
+        return found, f'no settings for {found} GB: those of {max(fitting)} GB are used'
+    return found, '' if memory else f'settings for a GPU of {found} GB, which is here (another: --memory)'
 
+# %% ../../nbs/chapters/89a_commands.training.ipynb #0a96524c
 def read_settings(
     cls,                                 # TrainConfig or one of its children
     config: str,                         # YAML file, or empty: the defaults of the model
@@ -45,8 +51,10 @@ def read_settings(
         if not Path(config).exists():
             raise FileNotFoundError(f'{config} does not exist: give a YAML file')
         values = yaml.safe_load(Path(config).read_text(encoding='utf-8')) or {}
-    if memory is None:
-        memory = _memory_of_gpu(options.get('model') or dict(values).get('model'))
+    model = options.get('model') or dict(values).get('model') or cls.model_fields['model'].default
+    require_model(model)
+    memory, note = choose_memory(model, memory)
+    if note: typer.echo(f'note: {note}', err=True)
     return load_config(config, cls, memory, **options) if config else make_config(cls, memory, **options)
 
 # %% ../../nbs/chapters/89a_commands.training.ipynb #a2eb9723
@@ -143,6 +151,18 @@ def _train_emotions(settings, names: list[str], out: Path | None):
     typer.echo(f'folders: {folder}')
     if any(result.startswith('failed') for result in results.values()): raise typer.Exit(1)
 
+def _train_one(settings):
+    "One run, unless it is finished"
+    from csm_expressive_nb.pipelines.expressive import finetune
+    from csm_expressive_nb.pipelines.emotion import emotion_run, finished_run
+    run = finished_run(settings)
+    if run:
+        typer.echo(f'finished before: name another --out, or remove {run.path}, to train again')
+        return print_outputs(run)
+    run, report = (finetune if type(settings) is ExpressiveConfig else emotion_run)(settings)
+    if report: print_outputs(run)
+
+# %% ../../nbs/chapters/89a_commands.training.ipynb #ff25c06b
 def train(
     names: Names = None,
     multi: Multi = False,
@@ -174,12 +194,9 @@ def train(
     if gpus > 1: _prepare_source(settings, emotions)
     relaunch_with_torchrun(gpus)
     if multi or len(emotions) == 1:
-        from csm_expressive_nb.pipelines.expressive import finetune
-        from csm_expressive_nb.pipelines.emotion import emotion_run
         chosen = {} if multi else dict(emotion=emotions[0])
-        settings = make_config(type(settings), **settings.model_dump() | explicit_options(out=out, **chosen))
-        run, report = (finetune if multi else emotion_run)(settings)
-        if report: print_outputs(run)
+        settings = settings.model_dump() | explicit_options(out=out, **chosen)
+        _train_one(make_config(ExpressiveConfig if multi else EmotionConfig, **settings))
     else:
         _train_emotions(settings, emotions, out)
 
@@ -196,6 +213,7 @@ def estimate(
     sets: Sets = [],
     gpus: Gpus = 1,
     tflops: Tflops = None,
+    out: Annotated[Path | None, typer.Option(help='As for `train`; nothing is written there.')] = None,
 ):
     "What `train` with the same options would take: memory, FLOP, hours. Nothing is trained."
     from csm_expressive_nb.training.plan import format_plan, plan

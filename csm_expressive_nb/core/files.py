@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['root', 'assets', 'place_caches', 'apply_umask', 'atomic_write', 'save_tensors', 'write_json', 'read_json',
-           'read_json_lines', 'sha256']
+           'read_json_lines', 'sha256', 'counted']
 
 # %% ../../nbs/chapters/00_core.files.ipynb #57e20c6f
 import hashlib, json, os, stat, tempfile
@@ -136,3 +136,11 @@ def read_json_lines(path: Path) -> list[dict]:
 def sha256(path: str | Path) -> str:
     "SHA-256 of a file, hexadecimal"
     with open(path, 'rb') as file: return hashlib.file_digest(file, 'sha256').hexdigest()
+
+# %% ../../nbs/chapters/00_core.files.ipynb #fb91ce5f
+def counted(
+    number: int,
+    noun: str,      # in the singular; its plural ends in s
+) -> str:
+    "`1 run`, `2 runs`"
+    return f'{number} {noun}' if number == 1 else f'{number} {noun}s'

@@ -56,5 +56,5 @@ def model_settings(
     sections = [_read_settings()] + ([_section_for(memory)] if memory is not None else [])
     settings = {}
     for section in sections: settings |= section.get('shared', {}) | section.get(kind, {})
-    if model == 'csm-1b-shape': del settings['source']        # random weights may learn robot speech
+    if model == 'csm-1b-shape': del settings['source']        # random weights may learn synthetic speech
     return settings

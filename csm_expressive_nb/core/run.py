@@ -80,8 +80,11 @@ def is_first_process() -> bool:
     return rank <= 0      # -1 also means "not distributed"
 
 # %% ../../nbs/chapters/03_core.run.ipynb #c0509d60
-# files written before the first update: a folder with no others holds nothing but a failed start
-_START_FILES = {'config.yaml', 'environment.json', 'quarantine.csv', 'rehearsal.csv', 'error.txt', 'trackers'}
+# files written before the first step: a folder with no others holds nothing but a failed start
+_START_FILES = {
+    'config.yaml', 'environment.json', 'rejected.csv', 'rehearsal.csv', 'error.txt', 'trackers',
+    'quarantine.csv',       # rejected.csv of versions before 0.3
+}
 
 def _resolve_folders(settings: dict) -> dict:
     "`settings` with absolute paths for `source` and `base` where they name an existing folder"
@@ -113,7 +116,7 @@ def _changed_settings(folder: Path, cfg: BaseModel) -> str:
     return describe_changes(previous | dict(out=''), settings | dict(out=''))
 
 def check_folder(folder: str | Path, cfg: BaseModel):
-    "ValueError if the folder holds updates of other settings; writes nothing"
+    "ValueError if the folder holds steps of other settings; writes nothing"
     changes = _changed_settings(Path(folder), cfg)
     if changes and _has_updates(Path(folder)):
         raise ValueError(
@@ -122,7 +125,7 @@ def check_folder(folder: str | Path, cfg: BaseModel):
         )
 
 def _write_settings(folder: Path, cfg: BaseModel):
-    "Write `config.yaml` and `environment.json`; ValueError if the folder holds updates of other settings"
+    "Write `config.yaml` and `environment.json`; ValueError if the folder holds steps of other settings"
     check_folder(folder, cfg)
     if _changed_settings(folder, cfg): _clear_start(folder)
     settings = _resolve_folders(cfg.model_dump())
@@ -136,7 +139,7 @@ class Run:
     def __init__(
         self,
         path: str | Path,            # the folder; `Occupied` if another process trains in it
-        cfg: BaseModel,              # written at once; ValueError if the folder holds updates of others
+        cfg: BaseModel,              # written at once; ValueError if the folder holds steps of others
         exclusive: bool = True,      # False: no claim, for work that several processes may share
     ):
         self.path, self.cfg, self.claim = Path(path), cfg, None
@@ -187,7 +190,7 @@ def lines(self: Run, name: str) -> list[dict]:
 @patch
 def metrics(
     self: Run,
-    kind: str = '',   # only lines with this key: `loss` for updates, `validation_loss`, `sample_f0`, ...
+    kind: str = '',   # only lines with this key: `loss` for steps, `validation_loss`, `sample_f0`, ...
 ) -> list[dict]:
     "Lines of `metrics.jsonl`"
     return [line for line in self.lines('metrics.jsonl') if not kind or kind in line]
@@ -195,6 +198,6 @@ def metrics(
 # %% ../../nbs/chapters/03_core.run.ipynb #9095e67b
 @patch
 def rewind(self: Run, step: int):
-    "Remove the lines of update `step` and later, which a resumed run writes again"
+    "Remove the lines of step `step` and later, which a resumed run writes again"
     lines = [json.dumps(line, sort_keys=True) for line in self.lines('metrics.jsonl') if line['step'] < step]
     atomic_write(self / 'metrics.jsonl', ''.join(f'{line}\n' for line in lines))

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['GONE', 'CONFIGURATIONS', 'READ_ERRORS', 'read_settings', 'run_kind', 'load_configuration', 'resolve_inside',
-           'SpeechClip', 'RunRecord', 'read_curves', 'upgrade_report', 'read_report', 'check_adapter',
-           'describe_damage', 'read_run', 'read_runs', 'run_label', 'find_runs', 'scan_runs', 'find_adapter_runs']
+           'SpeechClip', 'RunRecord', 'read_curves', 'upgrade_report', 'read_report', 'folder_label', 'check_adapter',
+           'describe_damage', 'is_run', 'read_run', 'require_run', 'read_runs', 'run_label', 'find_runs', 'scan_runs',
+           'find_adapter_runs']
 
 # %% ../../nbs/chapters/04_core.runs.ipynb #4e72592a
-import csv, re
+import csv, re, shlex
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +18,12 @@ import yaml
 from fastcore.basics import patch
 from pydantic import BaseModel
 
-from .files import read_json
 from .config import EmotionConfig, ExpressiveConfig, TrainConfig, make_config
 from .run import Run
-from .files import read_json_lines, root, sha256
+from .files import read_json, read_json_lines, root, sha256
 
 # %% ../../nbs/chapters/04_core.runs.ipynb #386b19ee
-# settings of earlier versions that no longer exist
+# settings of earlier versions
 GONE = 'ewc_pilot', 'compile'
 
 def read_settings(folder: str | Path) -> dict:
@@ -87,7 +87,7 @@ class SpeechClip:
     text: str
     voice: str
     system: str                          # base, adapter or recordings
-    emotion: str                         # '' for neutral speech of the base
+    emotion: str                         # '' for neutral speech by the base
 
     @property
     def path(self) -> Path:
@@ -265,7 +265,7 @@ def upgrade_report(report: dict) -> dict:
     if 'prosody_shift' in report or not {'gap', 'ended', 'base_words'} & report.keys():
         return report
     upgraded = _rename_keys(report)
-    if 'emotions' in report:  # of a general stage
+    if 'emotions' in report:  # of a multi-emotion adapter
         upgraded['training_end'] = upgraded.pop('ended')
         for measured in upgraded['emotions'].values():
             measured['closed_set_accuracy'] = measured.pop('words')
@@ -280,7 +280,7 @@ def read_report(folder: str | Path) -> dict:
     return upgrade_report(read_json(Path(folder) / 'report.json'))
 
 # %% ../../nbs/chapters/04_core.runs.ipynb #c7d7abf8
-# of a record's fields: their files, and what makes them
+# by field of a record: its file, and what makes it
 _FILES = dict(report='report', evaluation='evaluation', intensity='intensity', versions='environment',
               training_end='ended')
 _REMEDIES = dict(
@@ -291,6 +291,17 @@ _REMEDIES = dict(
     training_end='training is not finished: run the same command again',
 )
 
+def folder_label(folder: str | Path) -> str:
+    "A run folder as a command names it: as given, from the project's root, or by its name below its parent"
+    path = Path(folder)
+    if not path.is_absolute(): return str(path)
+    if path.is_relative_to(root()): return str(path.relative_to(root()))
+    return f'{path.parent.name}/{path.name}'
+
+def _remedy(record: RunRecord, name: str) -> str:
+    return _REMEDIES[name].format(shlex.quote(folder_label(record.folder)))
+
+# %% ../../nbs/chapters/04_core.runs.ipynb #9e334664
 def _read_object(file: Path) -> dict:
     value = read_json(file)
     if not isinstance(value, dict) or not value: raise ValueError(f'{file} holds no object')
@@ -300,7 +311,7 @@ def _read_files(record: RunRecord) -> dict[str, Exception]:
     "Fill the record's JSON files and what of them is missing; returns what went wrong, by name"
     errors = {}
     for name, file in _FILES.items():
-        remedy = _REMEDIES[name].format(record.folder.name)
+        remedy = _remedy(record, name)
         try:
             value = _read_object(record.folder / f'{file}.json')
             setattr(record, name, upgrade_report(value) if name == 'report' else value)
@@ -320,7 +331,7 @@ def _find_outdated(record: RunRecord) -> list[str]:
     present = sha256(record.adapter_file) if record.adapter_file.exists() else ''
     return [
         f'{name}.json is of another adapter than the one in the folder: '
-        + _REMEDIES[name].format(record.folder.name)
+        + _remedy(record, name)
         for name, adapter in measured.items()
         if adapter and adapter != present
     ]
@@ -336,7 +347,7 @@ def _read_clips(record: RunRecord) -> dict[str, Exception]:
             record.clips += reader(record)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
             file = 'evaluation/clips.csv' if name == 'evaluation' else f'{name}.json'
-            record.missing.append(f'{file} is damaged: {_REMEDIES[name].format(record.folder.name)}')
+            record.missing.append(f'{file} is damaged: {_remedy(record, name)}')
             errors[name] = error
     reasons = [_explain_unplayable(clip) for clip in record.clips]
     unplayable = [reason for reason in reasons if reason]
@@ -378,7 +389,8 @@ def describe_damage(
 # %% ../../nbs/chapters/04_core.runs.ipynb #59dd0186
 _MARKS = ('config.yaml', 'report.json', 'evaluation.json', 'error.txt')
 
-def _is_run(folder: Path) -> bool:
+def is_run(folder: Path) -> bool:
+    "Whether a folder holds something of a run, or an evaluation"
     return any((folder / name).exists() for name in _MARKS)
 
 def _check_configuration(record: RunRecord, configurations: dict[str, type[BaseModel]]):
@@ -415,7 +427,7 @@ def read_run(
     "A run folder, whatever its state: what is missing or broken is said in `missing` and `problem`"
     folder = Path(folder)
     record = RunRecord(folder, name or folder.resolve().name)
-    if not _is_run(folder):
+    if not is_run(folder):
         record.problem = f'not a run folder: it has no {", ".join(_MARKS[:-1])}'
         return record
     has_settings = (folder / 'config.yaml').exists()
@@ -434,13 +446,13 @@ def read_run(
     return record
 
 # %% ../../nbs/chapters/04_core.runs.ipynb #ef559d0b
-def _require_run(folder: Path):
+def require_run(folder: Path):
     "ValueError where a folder that was named cannot be compared with others"
     file = folder / 'config.yaml'
     if not file.is_file():
         raise ValueError(
-            f'{folder} is no run folder (it has no config.yaml): name folders that `csm_expressive '
-            'emotion`, `finetune` or papermill made'
+            f'{folder} is no run folder (it has no config.yaml): name those that `csm_expressive train` '
+            'or papermill made'
         )
     try:
         settings = read_settings(folder)
@@ -459,7 +471,7 @@ def read_runs(folders: list[str | Path]) -> list[RunRecord]:
     names = Counter(path.name for path in paths)
     records = []
     for folder, path in zip(folders, paths):
-        _require_run(Path(folder))
+        require_run(Path(folder))
         name = path.name if names[path.name] == 1 else f'{path.parent.name}/{path.name}'
         records.append(read_run(folder, name))
     return records
@@ -473,7 +485,7 @@ def run_label(run: str, emotion: str) -> str:
 def find_runs(folder: str | Path, depth: int = 3) -> list[Path]:
     "`folder` if it is a run, else the runs below it; a folder without any is in the list too"
     folder = Path(folder)
-    if _is_run(folder): return [folder]
+    if is_run(folder): return [folder]
     below = []
     if depth:
         below = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith('.'))
@@ -489,7 +501,7 @@ def scan_runs(
     if not top.is_dir(): return []
     records = []
     for path in find_runs(top):
-        if path == top and not _is_run(path): continue
+        if path == top and not is_run(path): continue
         name = '.' if path == top else path.relative_to(top).as_posix()
         records.append(read_run(path, name, configurations))
     return records

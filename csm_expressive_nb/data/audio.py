@@ -26,7 +26,7 @@ REASONS = dict(
     truncated='fewer samples than the header claims: download again',
     too_short='under a tenth of a second',
     lfs_pointer='a Git LFS pointer, not audio: run `git lfs pull` in the clone, or let `csm_expressive '
-    'prepare` download it',
+    'data prepare` download it',
     silent='digital silence',
     decode_error='no decoder reads it: download again, or convert it to WAV or FLAC',
     wrong_format='a compressed or video copy, or a container whose completeness cannot be checked: use WAV '
@@ -45,7 +45,7 @@ REASONS |= dict(
     'emotion of your own is named when the folder is prepared (--own)',
     unlisted='the table of the corpus has no row for it',
     duplicate='the same bytes as another clip',
-    contradicting_duplicate='the same bytes under two labels: nobody can know which one is right',
+    contradicting_duplicate='the same bytes under two labels, of which one is wrong',
     clipped='more samples at full scale than `max_clipped` allows',
     low_agreement='fewer listeners heard the intended emotion than `min_agreement` asks',
     missing='listed in the table, not on disk',

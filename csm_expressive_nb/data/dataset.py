@@ -27,7 +27,7 @@ from csm_expressive_nb.data.audio import (
     SR, AudioError, decode, median_f0, resample, rms_db, speaker_gains, trim,
 )
 from .tables import CorpusError, write_csv
-from .corpora import Clip, scan_folder, unify_spellings
+from .corpora import Clip, rejected_file, scan_folder, unify_spellings
 from .folders import CORPORA, reader_for
 from csm_expressive_nb.data.splits import (
     SPLITS, DataConfig, balance_table, emotion_table, remove_duplicates, select_clips, split_speakers,
@@ -209,7 +209,7 @@ What is trained on these recordings inherits their limits. Use voices only as th
 
 ## Left out
 
-{', '.join(f'{n} {reason}' for reason, n in reasons) or 'nothing'} (`quarantine.csv`).
+{', '.join(f'{n} {reason}' for reason, n in reasons) or 'nothing'} (`rejected.csv`).
 {_source_notes(info.get("notes", []))}"""
     return str(DatasetCard(f'---\n{header}\n---\n{text}'))
 
@@ -219,12 +219,12 @@ ROW_GROUP = 64  # clips that are written and read at once
 def _read_info(folder: Path) -> dict:
     "dataset.json of a finished dataset"
     if not (folder / 'dataset.json').exists():
-        raise FileNotFoundError(f'{folder} is no dataset: make one with `csm_expressive prepare`')
+        raise FileNotFoundError(f'{folder} is no dataset: make one with `csm_expressive data prepare`')
     info = read_json(folder / 'dataset.json')
     if not info.get('complete'):
         raise CorpusError(
             f'{folder} is unfinished: `prepare` or `merge` failed or was interrupted; run the same command '
-            'again (its quarantine.csv may say why)'
+            'again (its rejected.csv may say why)'
         )
     return info
 
@@ -283,7 +283,7 @@ def write_dataset(
     for split in SPLITS:
         part = [clip for clip in clips if clip.split == split]
         if part: _write_split(out / 'data' / f'{split}-00000-of-00001.parquet', part, flac_of)
-    write_csv(out / 'quarantine.csv', ('path', 'reason', 'also', 'detail'), sorted(quarantine))
+    write_csv(out / 'rejected.csv', ('path', 'reason', 'also', 'detail'), sorted(quarantine))
     info = dict(settings=settings, hash=dataset_hash(clips), clips=len(clips), quarantined=len(quarantine),
                 notes=list(notes), complete=True)
     atomic_write(out / 'README.md', dataset_card(clips, quarantine, info))
@@ -366,7 +366,7 @@ def prepare(
     out = claim_folder(out, facts)
     recordings = scan_folder(reader, config.verify)
     if not read_json(out / 'dataset.json').get('complete'):
-        recordings.write_quarantine(out / 'quarantine.csv')
+        recordings.write_quarantine(out / 'rejected.csv')
     recordings.accept(config.max_rejected)
     labels = json.dumps([asdict(clip) for clip in recordings.clips])
     facts['recordings'] = hashlib.sha256(labels.encode()).hexdigest()
@@ -430,8 +430,8 @@ def find_datasets(
 
 # %% ../../nbs/chapters/16_data.dataset.ipynb #88d6f3fb
 def _rejected_rows(ds: Dataset) -> list[tuple]:
-    "Quarantine rows of a dataset, the corpus named in front of the path"
-    with open(ds.folder / 'quarantine.csv', newline='', encoding='utf-8') as file:
+    "Rejected files of a dataset, the corpus named in front of the path"
+    with open(rejected_file(ds.folder), newline='', encoding='utf-8') as file:
         _, *rows = csv.reader(file)
     source = ds.info['settings']['source']
     return [(f'{source}/{path}' if isinstance(source, str) else path, *rest) for path, *rest in rows]

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from fastcore.basics import patch
 
 from ..core.files import assets
-from ..core.config import EMOTIONS, EMOTION_PATTERN
+from ..core.config import EMOTIONS, EMOTION_PATTERN, suggest
 from .audio import AudioError
 from .tables import CorpusError, Rows, line_error, parse_csv, parse_json_lines
 from .corpora import AUDIO, Corpus, Reader, register, scan_folder
@@ -141,7 +141,8 @@ def _check_labels(
         raise ValueError(f'emotion {invalid[0]!r}: lower-case letters, digits, - and _, a letter first')
     if emotion and emotion not in labels:
         raise ValueError(
-            f'emotion {typed!r}: choose one of {", ".join(EMOTIONS)}, or name your own with `--own {emotion}`'
+            f'emotion {typed!r}{suggest(emotion, EMOTIONS) or ":"} choose one of {", ".join(EMOTIONS)}, or '
+            f'name your own with `--own {emotion}`'
         )
 
 def _choose_table(folder: Path, tables: list[Path]) -> Path | None:
@@ -153,6 +154,16 @@ def _choose_table(folder: Path, tables: list[Path]) -> Path | None:
             f'one metadata{tables[0].suffix}'
         )
     return tables[0] if tables else None
+
+# %% ../../nbs/chapters/14a_data.folders.ipynb #fc7a6cb9
+def _without_table(reader: Reader) -> None:
+    "Folder names are the labels; `CorpusError` where recordings lie side by side without an emotion"
+    files = Reader.files(reader)
+    if reader.emotion or not files or any(len(file.parts) > 1 for file in files): return None
+    raise CorpusError(
+        f'{reader.folder} has no table and no folders named after emotions: add metadata.csv with file, '
+        'text, emotion, speaker, or give one emotion for all (`--emotion sad`)'
+    )
 
 # %% ../../nbs/chapters/14a_data.folders.ipynb #706311c5
 class Folder(Reader):
@@ -166,10 +177,10 @@ class Folder(Reader):
 
     @staticmethod
     def tables(folder):
-        "Tables directly in the folder, without those that this project writes"
+        "Tables directly in the folder, but for those of this project"
         paths = sorted(Path(folder).glob('*'))
         tables = [path for path in paths if path.suffix.lower() in ('.csv', '.tsv', '.jsonl')]
-        return [path for path in tables if path.name not in ('quarantine.csv', 'excluded.csv')]
+        return [path for path in tables if path.stem not in ('rejected', 'quarantine', 'excluded')]
 
     def __init__(self, folder,
                  emotion: str = '',        # of all recordings without a label
@@ -181,7 +192,7 @@ class Folder(Reader):
         self.emotion, self.labels = normalize_emotion(emotion), {*EMOTIONS, *own}
         _check_labels(emotion, self.emotion, own, self.labels)
         table = _choose_table(self.folder, self.tables(self.folder))
-        self.rows = self.read_table(table) if table else None     # None: folder names are the labels
+        self.rows = self.read_table(table) if table else _without_table(self)
 
 # %% ../../nbs/chapters/14a_data.folders.ipynb #c4c2e755
 def _match_columns(columns: list[str]) -> dict[str, str | None]:  # {our name: name in the table}
@@ -267,7 +278,8 @@ def parse(self: Folder, path: PurePosixPath) -> dict:
     "Facts of a recording; `AudioError` for an unknown emotion"
     row = self._row(path)
     emotion = normalize_emotion(row.get('emotion') or self.emotion)
-    if emotion not in self.labels: raise AudioError('unknown_emotion', repr(emotion))
+    if emotion not in self.labels:
+        raise AudioError('unknown_emotion', f'{emotion!r}{suggest(emotion, sorted(self.labels))}')
     text, sex = row.get('text', '').strip(), normalize_emotion(row.get('sex', ''))
     # without a column of speakers, all recordings count as one person's
     facts = dict(speaker='one', sentence=text.lower() or path.stem)
@@ -295,9 +307,10 @@ def reader_for(source: str | Path,        # 'embedded', or a folder
                ) -> Reader:
     "The reader of a source; a layout that no class recognises is a `CorpusError`"
     folder = assets('corpus') if str(source) == 'embedded' else Path(source)
+    if folder.is_file(): raise FileNotFoundError(f'source {source} is a file: name the folder that holds it')
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"source {str(source)!r} is no folder: give 'embedded', a prepared dataset, or a folder of "
+            f"source {str(source)!r} not found: give 'embedded', a prepared dataset, or a folder of "
             "recordings (RAVDESS: the one that holds Actor_01, Actor_02, ...)"
         )
     if corpus != 'auto' and corpus not in CORPORA:
@@ -306,8 +319,8 @@ def reader_for(source: str | Path,        # 'embedded', or a folder
     if not cls:
         known = ', '.join(name for name in CORPORA if name != 'folder')
         raise CorpusError(
-            f"{folder} is in nobody's layout: no {known} files, no table with `file` and `emotion`, no "
-            "folders named after emotions"
+            f"{folder}: unrecognized dataset layout: no {known} files, no table with `file` and `emotion`, "
+            "folders named after emotions. Your own: add metadata.csv with file, text, emotion, speaker"
         )
     _check_options(cls, kwargs)
     return cls(folder, **kwargs)

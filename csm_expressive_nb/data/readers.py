@@ -395,7 +395,7 @@ EMODB_TEXTS = dict(
 
 # %% ../../nbs/chapters/14_data.readers.ipynb #f50dd609
 class EmoDB(Reader):
-    "Burkhardt et al. 2005: 10 German actors, 10 sentences, 7 emotions; judged by listeners before release"
+    "Burkhardt et al. 2005: 10 German actors, 10 sentences, 7 emotions; rated by listeners before release"
     name, url, rate = 'emodb', 'http://emodb.bilderbar.info', 16_000
     licence = 'free to use (CC0 in audEERING\'s edition); check your copy'
     emotions = dict(W='angry', E='disgust', A='fearful', F='happy', T='sad', N='neutral')

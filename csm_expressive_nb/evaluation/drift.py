@@ -107,17 +107,17 @@ def _compare(names: tuple, base: list, other: list, recordings: dict[str, tuple]
 def voice_similarity(
     base: list,  # `Speech`
     other: list,  # the same sentences and speakers in the same order
-    recordings: dict[str, tuple],  # neutral recordings by speaker: pairs of sound and text
+    recordings: dict[str, tuple],  # neutral reference clips by speaker: pairs of sound and text
     n: int = 24,  # clips
 ) -> dict:  # per metric: means of both, paired `change`; or why there is none
-    "How near the clips are to the recordings of their speaker"
+    "Similarity of the clips to the reference clips of their speaker"
     return _compare(('vocal_tract', 'speaker'), base[:n], other[:n], recordings)
 
 # %% ../../nbs/chapters/65_evaluation.drift.ipynb #50ee583f
 def perceptual_drift(
     base: list,  # `Speech`
     adapter: list,  # the same sentences and speakers in the same order
-    recordings: dict[str, tuple],  # neutral recordings by speaker: pairs of sound and text
+    recordings: dict[str, tuple],  # neutral reference clips by speaker: pairs of sound and text
     n: int = 24,  # clips for the slow metrics
     rows: tuple | None = None,  # rows of `prosody` of both, where they are known
 ) -> dict:  # per feature: means of `base` and `adapter`, paired `change`

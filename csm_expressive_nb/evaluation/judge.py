@@ -48,7 +48,7 @@ _NO_FEATURES = (np.nan,) * len(FEATURES)
 def relative_features(
     row: dict,            # prosody of a clip; with `speech`, its share of speech, where that was measured
     reference: dict,      # as from `neutral_reference`
-) -> list[float]:  # as FEATURES; all NaN: nothing to judge
+) -> list[float]:  # as FEATURES; all NaN: nothing to classify
     "Prosody relative to neutral: semitones for F0, octaves for rate, differences for the rest"
     if row.get('speech') == 0 or np.isnan(row['f0']): return list(_NO_FEATURES)
     if not row['rate'] or not reference['rate']: return list(_NO_FEATURES)
@@ -199,7 +199,7 @@ def fit(
 # %% ../../nbs/chapters/63_evaluation.judge.ipynb #c338bab9
 @patch
 def posteriors(self: Judge, features) -> np.ndarray:  # [n, emotions]
-    "Probability of every emotion; all equal where there is nothing to judge"
+    "Probability of every emotion; all equal where there is nothing to classify"
     logits = (np.array(features) - self.mean) / self.scale @ self.coef.T + self.bias
     logits = np.where(np.isnan(logits), 0, logits)
     odds = np.exp(logits - logits.max(1, keepdims=True))
@@ -215,7 +215,7 @@ def __call__(self: Judge, features) -> list[str]:
 
 # %% ../../nbs/chapters/63_evaluation.judge.ipynb #d09b4fcd
 @patch
-def direction(self: Judge, features, axis: str = 'arousal') -> np.ndarray:  # [n]; NaN: nothing to judge
+def direction(self: Judge, features, axis: str = 'arousal') -> np.ndarray:  # [n]; NaN: nothing to classify
     "Log odds of the upper end of an axis against the lower"
     coef, bias = self.axes[axis]
     return ((np.array(features) - self.mean) / self.scale @ coef.T + bias)[:, 0]
@@ -309,7 +309,7 @@ def classifier_performance(
 
 # %% ../../nbs/chapters/63_evaluation.judge.ipynb #3ee18983
 def judge_performance(judge: Judge, features, emotions: list[str], speakers: list) -> dict:
-    "`classifier_performance` of a judge on clips of known `emotions`"
+    "`classifier_performance` of a classifier on clips of known `emotions`"
     log_odds = {axis: judge.direction(features, axis) for axis in judge.axes}
     return classifier_performance(judge.emotions, judge(features), emotions, speakers, log_odds)
 
@@ -324,11 +324,11 @@ def _reference_of_clips(clips: tuple) -> dict:  # pairs of sound and text
     better='target', low=-np.inf, high=np.inf,
     licence='own, fitted on CREMA-D (ODbL)',
     requires=('text', 'reference_clips'),
-    validated='held-out speakers of CREMA-D, RAVDESS as another corpus, see its cards; noise and silence '
+    validated='held-out speakers of CREMA-D, RAVDESS as another corpus, see its tables; noise and silence '
     'at chance',
 )
 class EmotionJudge:
-    "Emotion, arousal and valence by each of `judges`, {name: judge}"
+    "Emotion classifiers (SER): emotion, arousal and valence by each of `judges`"
 
     def __init__(self, judges: dict[str, Judge] | None = None):
         self.judges = judges or dict(cremad=load_judge())
@@ -385,7 +385,7 @@ def cross_validate(
     C: float,                # see `Judge`
     n_folds: int = 10,
 ) -> tuple[list, dict]:  # (prediction per clip, {axis: log odds per clip})
-    "Answers for each clip from a judge that was fitted without its speaker"
+    "Answers for each clip from a classifier that was fitted without its speaker"
     features, emotions = np.array(features), np.array(emotions)
     predicted = np.empty(len(emotions), object)
     log_odds = {axis: np.full(len(emotions), np.nan) for axis in AXES}
@@ -404,7 +404,7 @@ def fit_on_recordings(
     tests: dict,             # {title: (clips, features)} of other corpora
     C: float = 0.3,
 ) -> Judge:
-    "A judge of real speech with its `cards`; the judge has no calm, which counts as neutral in the tests"
+    "An emotion classifier with its performance (`cards`); it has no calm, which counts as neutral in tests"
     emotions, speakers = [training_label(clip) for clip in clips], [clip.speaker for clip in clips]
     judge = Judge(C).fit(features, emotions, clips)
     predicted, log_odds = cross_validate(features, emotions, speakers, C)
@@ -425,7 +425,7 @@ def clips_with_reference(ds) -> list[Clip]:
 
 # %% ../../nbs/chapters/63_evaluation.judge.ipynb #a2d34a8d
 def save_judge(judge: Judge, path) -> Path:
-    "The judge and its performance as JSON"
+    "The classifier and its performance as JSON"
 
     def numbers(array): return np.round(np.asarray(array, float), 6).tolist()
 
@@ -446,7 +446,7 @@ def save_judge(judge: Judge, path) -> Path:
     )
 
 def load_judge(path=None) -> Judge:
-    "The judge fitted on CREMA-D, or one of your own that `save_judge` wrote"
+    "The classifier trained on CREMA-D, or one of your own that `save_judge` wrote"
     data = json.loads(Path(path or assets('judge.json')).read_text(encoding='utf-8'))
     if tuple(data['features']) != FEATURES:
         raise ValueError(f'{path} was fitted on other features: fit it again')
@@ -460,14 +460,14 @@ def load_judge(path=None) -> Judge:
 
 # %% ../../nbs/chapters/63_evaluation.judge.ipynb #b739048d
 def require_independent(judge: Judge, clips: list[Clip]) -> Judge:
-    "`judge`, or an error if it was fitted on any of `clips` or of their speakers"
+    "The classifier `judge`, or an error if it was fitted on any of `clips` or of their speakers"
     own = _speakers_and_hashes(clips)
     speakers = set(own['speakers']) & set(judge.trained['speakers'])
     hashes = set(own['hashes']) & set(judge.trained['hashes'])
     if speakers or hashes:
         raise ValueError(
-            f'the judge was fitted on {len(hashes)} of these clips and {len(speakers)} of these speakers '
-            f'({", ".join(sorted(speakers)[:3])}): use a judge fitted on another corpus'
+            f'the classifier was fitted on {len(hashes)} of these clips, {len(speakers)} of these speakers '
+            f'({", ".join(sorted(speakers)[:3])}): use one fitted on another corpus'
         )
     return judge
 

@@ -89,7 +89,7 @@ CMOS_LABELS = {
 QUESTIONS = dict(
     emotion='Which emotion does the speaker express?',
     cmos='How natural does B sound, compared with A?',
-    intensity='In which recording is the emotion stronger?',
+    intensity='In which clip is the emotion stronger?',
 )
 
 def question(kind: str,               # of `QUESTIONS`
@@ -234,7 +234,7 @@ def make_test(
     kinds: tuple = ('emotion', 'cmos', 'intensity'),  # asked in this order, shuffled within
     n: int = 12,  # pairs per kind; `emotion` hears both clips of a pair, one at a time
     catch: float = 0.2,  # catch trials per trial, rounded up
-    anchors: list[dict] = (),  # recordings of clear emotion, for catch trials
+    anchors: list[dict] = (),  # reference clips of clear emotion, for catch trials
     emotions: list[str] = EMOTIONS,
     seed: int = 0,
 ) -> tuple[dict, dict]:  # (plan, key)

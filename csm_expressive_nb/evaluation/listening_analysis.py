@@ -88,7 +88,7 @@ def crossed_mean(values, raters, sentences, n: int = 2000, seed: int = 0) -> dic
 
 # %% ../../nbs/chapters/67a_evaluation.listening_analysis.ipynb #117f9a0f
 def krippendorff_alpha(values,
-                       units,                    # what was judged, for each value
+                       units,                    # what was rated, for each value
                        interval: bool = False    # distances are squared differences, not equal or unequal
                        ) -> float | None:
     "Krippendorff's alpha; None where no two answers can be compared or all are equal"

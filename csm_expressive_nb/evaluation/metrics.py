@@ -72,7 +72,7 @@ def error_rate(predicted: list[str], target: list[str]) -> float:
     'repetitions in the sanity report',
 )
 class PhonemeErrorRate:
-    "Phoneme error rate: hama's recogniser against its own G2P of the text"
+    "Phoneme error rate (PER): hama's recogniser against its own G2P of the text"
     known = {}                          # phonemes by text, for the instances of all threads
 
     def __init__(self):
@@ -147,7 +147,7 @@ def _decode(decoder, pcm: bytes) -> str:
     validated='right against wrong text on recordings; refuses words outside its dictionary',
 )
 class ForcedChoice:
-    "Which of `texts` was said? pocketsphinx under a JSGF grammar of exactly these sentences"
+    "Closed-set sentence accuracy: pocketsphinx under a JSGF grammar of exactly the sentences `texts`"
 
     def __init__(self, texts: list[str]):
         self.texts = list(dict.fromkeys(map(_normalize_sentence, texts)))
@@ -226,7 +226,7 @@ class VoiceActivity:
     validated='counted',
 )
 class Stopped:
-    "The model ended the clip by itself"
+    "EOS rate: generation terminated, the model emitted an end of speech"
     def __call__(self, utterance): return float(utterance.ended)
 
 # %% ../../nbs/chapters/61b_evaluation.metrics.ipynb #999959ed
@@ -293,7 +293,7 @@ def _ge2e_windows(audio: np.ndarray) -> np.ndarray:  # [windows, 160 frames, 40 
     validated='1 with itself; same against different voices on real clips',
 )
 class SpeakerSimilarity:
-    "Cosine of GE2E embeddings: the clip and the mean of neutral clips of its voice"
+    "Speaker similarity (SECS): cosine of GE2E embeddings, clip and mean of neutral clips of its voice"
 
     def __init__(self):
         self.lstm, self.linear = _ge2e_network()

@@ -29,6 +29,7 @@ from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
 from ..data.audio import SR
 from .measurement import Unavailable, Utterance, register
+from ..model.csm import without_loading_bar
 
 # %% ../../nbs/chapters/62_evaluation.pretrained.ipynb #0632f243
 def fetch_model(
@@ -50,14 +51,15 @@ def fetch_model(
 # %% ../../nbs/chapters/62_evaluation.pretrained.ipynb #ee7548ef
 def load_network(cls, folder: Path, device: str = 'cpu'):
     "A transformers model from a local folder: float32, eval, and complete"
-    network, info = cls.from_pretrained(
-        folder,
+    options = dict(
         dtype=torch.float32,
         use_safetensors=(folder / 'model.safetensors').exists(),
         trust_remote_code=False,
         local_files_only=True,
         output_loading_info=True,
     )
+    with without_loading_bar():
+        network, info = cls.from_pretrained(folder, **options)
     # masked_spec_embed is a mask for training
     missing = sorted(name for name in info['missing_keys'] if 'masked_spec_embed' not in name)
     missing += sorted(str(mismatch[0]) for mismatch in info['mismatched_keys'])
@@ -112,7 +114,7 @@ _UNTESTED = 'path on tiny random weights; not yet run with its own'
 
 @register(
     'ser',
-    what='emotion heard by SUPERB wav2vec2-base (IEMOCAP)',
+    what='emotion classified by SUPERB wav2vec2-base (IEMOCAP)',
     unit='probability per class',
     better='',
     low=0,
@@ -173,7 +175,7 @@ EMOTION2VEC = 'emotion2vec/emotion2vec_plus_large@6c303ba987b86b93193de93e34bb2b
 
 @register(
     'emotion2vec',
-    what='emotion heard by emotion2vec+ large',
+    what='emotion classified by emotion2vec+ large',
     unit='probability per class',
     better='',
     low=0,
@@ -388,7 +390,7 @@ WHISPER = 'openai/whisper-large-v3@06f233fe06e710322aca913c1bc4249a0d71fce1'
 
 @register(
     'whisper',
-    what='word and character errors heard by Whisper large-v3',
+    what='word and character error rates (WER, CER) by Whisper large-v3',
     unit='errors per word',
     better='lower',
     low=0,
@@ -399,7 +401,7 @@ WHISPER = 'openai/whisper-large-v3@06f233fe06e710322aca913c1bc4249a0d71fce1'
     default=False,
     packages=('jiwer', 'silero_vad'),
     extra='eval',
-    validated='counts and gate on known cases, path on tiny rigged weights; recogniser not yet run with '
+    validated='counts, speech gate on known cases, path on tiny rigged weights; recogniser not yet run with '
     'its own',
 )
 class Whisper:

@@ -210,7 +210,7 @@ def judge_on_non_speech(
     jobs: int = 1,
     show: bool = True,
 ) -> list[dict]:
-    "A row per judge and sound: target-emotion accuracy of the worst emotion, against chance"
+    "A row per classifier and sound: target-emotion accuracy of the worst emotion, against chance"
     copies = []
     for seed, utterance in enumerate(utterances):
         for kind, sound in non_speech_sounds(utterance.audio, seed).items():

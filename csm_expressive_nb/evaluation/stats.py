@@ -141,7 +141,8 @@ def format_interval(
     digits: int = 2,
     sign: str = '',            # '+': positive numbers get a sign
 ) -> str:
-    "The text `value [low, high]`"
+    "The text `value [low, high]`, or the value alone where it has no interval"
     if interval is None: return ''
     value, low, high = (_format_number(interval[key], digits, sign) for key in ('value', 'low', 'high'))
+    if interval['low'] is None and interval['high'] is None: return value
     return f'{value} [{low}, {high}]'

@@ -14,7 +14,7 @@ from .judge import Judge
 
 # %% ../../nbs/chapters/65a_evaluation.summary.ipynb #2cca21d5
 def judge_scores(row: dict, emotion: str, judges: dict[str, Judge]) -> dict[str, float]:
-    "For each judge that knows the emotion, 1 where it hears it; and where it hears no voice"
+    "Per classifier that knows the emotion: 1 where it answers it, and where it finds no voice"
     predictions = {name: row[f'heard_{name}'] for name in judges if f'heard_{name}' in row}
     knowing = [name for name in predictions if emotion in judges[name].emotions]
     scores = {f'judged_{name}': float(predictions[name] == emotion) for name in knowing}

@@ -162,7 +162,7 @@ def load_adapter(
 @contextmanager
 def adapter_scale(
     lora: PeftModel,
-    scale: float,                              # 0: the base, 1: as trained, more: extrapolation
+    scale: float,                              # 0: the base, 1: as saved, more: extrapolation
 ):
     "Inside, the adapter has `scale` times its strength"
     layers = [module for module in lora.modules() if hasattr(module, 'lora_A')]
@@ -234,8 +234,8 @@ def merge_adapter(folder: str | Path, model: str = 'nano') -> Path:
     adapter = folder / 'adapter/adapter_model.safetensors'
     if not adapter.exists():
         raise FileNotFoundError(
-            f'{folder} has no adapter: `base` is the folder of a finished general stage (csm_expressive '
-            'finetune --out RUN)'
+            f'{folder} has no adapter: `base` is the folder of a finished multi-emotion adapter '
+            '(csm_expressive train --multi --out RUN)'
         )
     trained_on = yaml.safe_load((folder / 'config.yaml').read_text(encoding='utf-8'))['model']
     if trained_on != model:
@@ -247,11 +247,10 @@ def merge_adapter(folder: str | Path, model: str = 'nano') -> Path:
 
 # %% ../../nbs/chapters/33_model.lora.ipynb #b844c3fd
 def load_base(cfg) -> tuple:  # (model, processor)
-    """The model an adapter of `cfg` is for, in the precision of `cfg`: `cfg.model`, or the general stage
-    of the
-    run folder `cfg.base` merged into it"""
-    general_stage = getattr(cfg, 'base', '')
-    name = str(merge_adapter(general_stage, cfg.model)) if general_stage else cfg.model
+    """The model an adapter of `cfg` is for, in the precision of `cfg`: `cfg.model`, or with the multi-emotion
+    adapter of the run folder `cfg.base` merged into it"""
+    general_run = getattr(cfg, 'base', '')
+    name = str(merge_adapter(general_run, cfg.model)) if general_run else cfg.model
     reduced = cfg.precision == 'bf16' and cfg.finetune == 'lora'     # what is trained stays float32
     return load_csm(name, precision='bf16' if reduced else 'fp32')
 

@@ -116,7 +116,7 @@ class Distilled:
     "Trained frames of a batch whose predictions are to stay near a teacher's"
     frames: torch.Tensor                 # which of the A
     depth_frames: torch.Tensor           # which of the N
-    weights: torch.Tensor                # of `frames` in the mean over the update
+    weights: torch.Tensor                # of `frames` in the mean over the step
     depth_weights: torch.Tensor
     read: object                         # a `Batch` of their conversations alone, for the teacher; None: all
 
@@ -138,7 +138,7 @@ class Batch:
     rehearsal_depth_index: torch.Tensor  # which of the N are rehearsal
     segments: list | None                # by row and segment: (length, place in the row of what it sees)
     teacher: dict | None = None          # `Turn.teacher` of rehearsal, where all have it
-    weights: torch.Tensor | None = None  # [A] of each frame in the loss of an update, see `training.batches`
+    weights: torch.Tensor | None = None  # [A] of each frame in the loss of a step, see `training.batches`
     depth_weights: torch.Tensor | None = None   # [N]
     distilled: Distilled | None = None
 

@@ -93,7 +93,7 @@ class PretrainingConfig:
     log_seconds: float = 120
 
     def rate(self, step: int, progress: float) -> float:
-        "Learning rate of an update, `progress` from 0 to 1"
+        "Learning rate of a step, `progress` from 0 to 1"
         decay = 1.0 if progress < 1 - self.decay else max(0.02, (1 - progress) / self.decay)
         return self.lr * min(1, (step + 1) / 80) * decay
 
@@ -193,7 +193,7 @@ def _average_gradients(parameters: list, world: int):
 
 # %% ../../nbs/chapters/93a_nano.pretraining.ipynb #37397219
 def train_step(run: Pretraining, batch: PaddedBatch, generator: torch.Generator, progress: float) -> tuple:
-    "One update; the four losses"
+    "One step; the four losses"
     cfg = run.cfg
     for optimizer in run.optimizers:
         optimizer.zero_grad(set_to_none=True)
@@ -235,7 +235,7 @@ class ConversationBatches(IterableDataset):
 
 # %% ../../nbs/chapters/93a_nano.pretraining.ipynb #24ed9128
 def load_batches(source, codec, cfg: PretrainingConfig, step: int = 0):
-    "Batches for the updates after `step`, drawn by `cfg.workers` processes"
+    "Batches for the steps after `step`, drawn by `cfg.workers` processes"
     ahead = 4 if cfg.workers else None
     batches = ConversationBatches(source, codec, cfg, step)
     return iter(DataLoader(batches, batch_size=None, num_workers=cfg.workers, prefetch_factor=ahead))
@@ -299,7 +299,7 @@ def pretrain(
     source,                       # of conversations: a `ConversationSource`, or a `RecordedSource`
     held_out: HeldOutSets | None,  # what the first process measures
     codec: NanoCodecModel, cfg: PretrainingConfig,
-    steps: int | None = None,     # end at this update, before the time is over
+    steps: int | None = None,     # end at this step, before the time is over
 ) -> Pretraining:
     "Train a nano CSM, or go on from `<out>.ckpt`; the averaged weights are written in 16 bits"
     run, generator = _start(out, codec, cfg)

@@ -154,6 +154,6 @@ def text_plan() -> dict[str, list[str]]:
         probe=probe,                # what the base can do
         emotional=emotional,        # the corpus
         rehearsal=rehearsal,
-        heldout=heldout,            # drift
+        heldout=heldout,            # Delta NLL (neutral)
         evaluation=evaluation,
     )

@@ -96,7 +96,7 @@ def synthetic_clips(
 # %% ../../nbs/chapters/85a_pipelines.benchmark_data.ipynb #b259ad09
 @torch.no_grad()
 def encode_updates(model, processor, clips: list[tuple], batch: int) -> list[list[Example]]:
-    "Updates of `batch` clips with codes, made clip by clip as transformers does in every forward"
+    "Steps of `batch` clips with codes, made clip by clip as transformers does in every forward"
     codec = base_of(model).codec_model
     device = next(codec.parameters()).device
     examples = []
@@ -109,7 +109,7 @@ def encode_updates(model, processor, clips: list[tuple], batch: int) -> list[lis
 def processor_batches(
     processor, clips: list[tuple], batch: int, fixed: bool = False, ratio: float = 1.0
 ) -> list[dict]:  # ratio: share of depth frames, by the processor's own draw
-    "The same updates by `CsmProcessor`: padded to the longest clip, or, `fixed`, to 256 tokens and 10 s"
+    "The same steps by `CsmProcessor`: padded to the longest clip, or, `fixed`, to 256 tokens and 10 s"
 
     def conversation(text, sound):
         content = [{'type': 'text', 'text': text}, {'type': 'audio', 'path': sound}]

@@ -205,7 +205,7 @@ def measure_intensity(
         emotions=curves,
     )
     write_json(folder / 'intensity.json', result)
-    save_figure(dose_figure(curves), folder / 'figures/intensity.png')
+    save_figure(dose_figure(curves), folder / 'figures/intensity.svg')
     if (folder / 'report.json').exists():
         write_page(Run.open(folder, config), read_report(folder))
     run_lock.release()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['sampling_callback', 'fit', 'speak_sentences', 'train_judge', 'nll_drift', 'measure_nll', 'measure_samples',
-           'write_samples', 'write_tagged_samples', 'write_report', 'emotion_run', 'emotions_run']
+           'write_samples', 'write_tagged_samples', 'write_report', 'emotion_run', 'finished_run', 'emotions_run']
 
 # %% ../../nbs/chapters/81_pipelines.emotion.ipynb #7428acfc
 import json, sys, traceback
@@ -20,6 +20,7 @@ from ..core.machine import install_line, missing_packages
 from ..core.config import make_config
 from ..core.run import Occupied, Run, check_folder, claim, is_first_process
 from ..data.audio import SR
+from ..data.corpora import rejected_file
 from ..data.dataset import Dataset
 from ..data.speakers import references_in_turn, speaker_id
 from ..model.csm import TAG
@@ -28,6 +29,8 @@ from ..training.sampler import Example
 from ..training.loop import train
 from ..training.processes import processes
 from ..training.rehearsal import evaluation_sentences, rehearsal_passes
+
+# %% ../../nbs/chapters/81_pipelines.emotion.ipynb #e953ee9b
 from ..training.distillation import auxiliary_losses, cache_teacher_targets
 from ..evaluation.drift import drift_kl, neutral_nll
 from ..speech.generation import Sampling, Speech, speak
@@ -89,7 +92,7 @@ def _cache_targets(cfg, model, data: Data, previous: PreviousStage) -> Data:
 def _print_passes(cfg, data: Data):
     if not cfg.rehearsal or not is_first_process(): return
     passes = rehearsal_passes(cfg, data.target, data.rehearsal)
-    print(f'rehearsal: {len(data.rehearsal)} clips, {passes:.1f} passes over them')
+    print(f'rehearsal: {len(data.rehearsal)} clips, {passes:.1f} epochs')
 
 def fit(
     cfg, run: Run, model, processor, data: Data, previous: PreviousStage | None = None, show: bool = True
@@ -136,7 +139,7 @@ def _sample_sets(cfg, tags: dict[str, str]) -> list[_SampleSet]:
     return base + tagged + [_SampleSet(emotion, tag, True) for emotion, tag in tags.items()]
 
 def speak_sentences(cfg, lora, processor, data: Data) -> dict[str, list[Speech]]:
-    """The evaluation's sentences by set: base, base_tagged, adapter, adapter_untagged; of a general stage
+    """The evaluation's sentences by set: base, base_tagged, adapter, adapter_untagged; of several emotions
     base, 'base <emotion>' and every emotion"""
     texts = evaluation_sentences()[: cfg.sentences]
     references = references_in_turn(data.voices, texts)
@@ -150,8 +153,8 @@ def speak_sentences(cfg, lora, processor, data: Data) -> dict[str, list[Speech]]
     return speech
 
 # %% ../../nbs/chapters/81_pipelines.emotion.ipynb #95d72f2c
-def train_judge(ds: Dataset) -> tuple[Judge, list[dict]]:  # (judge with its card, prosody of `adapter` clips)
-    "A judge of emotion for samples of an adapter that is trained on `ds`"
+def train_judge(ds: Dataset) -> tuple[Judge, list[dict]]:  # (classifier, prosody of `adapter` clips)
+    "An emotion classifier for samples of an adapter that is trained on `ds`"
     adapter, other = adapter_and_judge_clips(ds)
     judge = Judge().fit(
         relative_table(other, prosody_table(ds, other)), [clip.emotion for clip in other], other
@@ -160,7 +163,7 @@ def train_judge(ds: Dataset) -> tuple[Judge, list[dict]]:  # (judge with its car
     emotions = [clip.emotion for clip in adapter]
     speakers = [speaker_id(clip) for clip in adapter]
     card = judge_performance(judge, relative_table(adapter, rows), emotions, speakers)
-    judge.cards = {'speakers it never heard, same corpus': card}
+    judge.cards = {'held-out speakers, same corpus': card}
     return judge, rows
 
 # %% ../../nbs/chapters/81_pipelines.emotion.ipynb #9e6e92b7
@@ -186,13 +189,13 @@ def nll_drift(lora, examples: list[Example], tokens: int = 2048) -> dict:
 class _Samples(NamedTuple):
     "Samples of a run of one emotion, with what is known about them"
     speech: dict[str, list]          # `Speech` by set
-    sets: dict[str, dict]            # by set: prosody rows, predictions of the judge, shares
-    recordings: list[dict]           # prosody rows of the adapter's recordings
-    neutral: dict[str, list[dict]]   # prosody rows of neutral recordings of the voices, by speaker
+    sets: dict[str, dict]            # by set: prosody rows, predictions of the classifier, shares
+    recordings: list[dict]           # prosody rows of the adapter's reference clips
+    neutral: dict[str, list[dict]]   # prosody rows of neutral reference clips of the voices, by speaker
 
 # %% ../../nbs/chapters/81_pipelines.emotion.ipynb #3c820642
 def _prosody_measurements(cfg, data: Data, samples: _Samples) -> dict:
-    "How far prosody moves, towards recordings and away from neutral"
+    "How far prosody moves, towards the reference clips and away from neutral"
 
     def recordings(emotion):
         rows = zip(data.adapter, samples.recordings)
@@ -249,7 +252,7 @@ def _emotion_measurements(cfg, lora, data: Data, samples: _Samples) -> dict:
 
 # %% ../../nbs/chapters/81_pipelines.emotion.ipynb #0c6d08d5
 def _expressive_row(emotion: str, sets: dict, recall: float | None) -> dict:
-    "One emotion of the general stage; the base is given the same tag"
+    "One emotion of the multi-emotion adapter; the base is given the same tag"
     figures, base = sets[emotion], sets.get(f'base {emotion}', sets['base'])
     return dict(
         adapter=figures['target'],
@@ -262,7 +265,7 @@ def _expressive_row(emotion: str, sets: dict, recall: float | None) -> dict:
     )
 
 def _expressive_measurements(cfg, run: Run, data: Data, sets: dict, recall: dict) -> dict:
-    "What only the report of the general stage states"
+    "What only the report of a multi-emotion adapter states"
     transfer = dict(transfer=read_json(run.path / 'transfer.json')) if cfg.sequential else {}
     return transfer | dict(
         emotions={emotion: _expressive_row(emotion, sets, recall.get(emotion)) for emotion in data.tags},
@@ -289,7 +292,7 @@ def measure_nll(
 
 # %% ../../nbs/chapters/81_pipelines.emotion.ipynb #d9e2e1af
 def measure_samples(cfg, run: Run, lora, data: Data, speech: dict[str, list]) -> dict:
-    "Everything `report.json` states, from sound and codes made in this run; keeps the judge as `judge.json`"
+    "Everything `report.json` states, from sound and codes of this run; the classifier goes to `judge.json`"
     judge, recordings = train_judge(data.ds)
     (card,) = judge.cards.values()
     # the validation split measures, too, where it chooses no adapter
@@ -366,7 +369,7 @@ def write_report(cfg, run: Run, lora, processor, data: Data, speech: dict[str, l
         report['training_end'] = read_json(run / 'ended.json')
     else:
         report['samples'] = write_samples(cfg, run, data, speech, min(4, cfg.sentences // 8))
-        rejected = (run / 'quarantine.csv').read_text(encoding='utf-8').splitlines()[1:]
+        rejected = rejected_file(run.path).read_text(encoding='utf-8').splitlines()[1:]
         report['quarantined'] = len(rejected)
         if cfg.ewc: report['ewc'] = _ewc_figures(run)
     report = json.loads(json.dumps(report))
@@ -387,7 +390,8 @@ def _can_measure(run: Run) -> bool:
 
 def emotion_run(cfg, show: bool = True, train_adapter=fit) -> tuple[Run, dict | None]:
     "From data to page in one call; returns the run and its report, in the first process of several"
-    if run_folder(cfg).is_dir(): claim(run_folder(cfg))      # another process may be at work in it
+    # another process may be at work in it; the others of a launcher leave that to the first
+    if is_first_process() and run_folder(cfg).is_dir(): claim(run_folder(cfg))
     check_folder(run_folder(cfg), cfg)
     open_data(cfg)
     model, processor = load_base(cfg)
@@ -402,13 +406,20 @@ def emotion_run(cfg, show: bool = True, train_adapter=fit) -> tuple[Run, dict | 
     write_page(run, report)
     return run, report
 
+# %% ../../nbs/chapters/81_pipelines.emotion.ipynb #d6459898
+def finished_run(cfg) -> Run | None:
+    "The run of these settings where it has its report and its page; None where there is something to do"
+    folder = run_folder(cfg)
+    if not (folder / 'report.json').exists() or not (folder / 'index.html').exists(): return None
+    check_folder(folder, cfg)
+    return Run.open(folder, cfg)
+
 # %% ../../nbs/chapters/81_pipelines.emotion.ipynb #5c171d02
 def _run_emotion(cfg, show: bool) -> str:
     "Run `cfg` unless it is finished; returns what became of it"
     folder = Path(cfg.out)
     try:
-        check_folder(folder, cfg)
-        finished = (folder / 'report.json').exists() and (folder / 'index.html').exists()
+        finished = finished_run(cfg)
         report = None if finished else emotion_run(cfg, show)[1]
         (folder / 'error.txt').unlink(missing_ok=True)
     except Occupied as error: return f'skipped: {error}'        # in work elsewhere, which is no failure

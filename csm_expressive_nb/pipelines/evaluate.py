@@ -46,13 +46,13 @@ class Protocol(BaseModel):
     sentences: int = Field(40, ge=4, le=88)           # texts, the same for all emotions
     seeds: int = Field(2, ge=1)  # each sentence is spoken so often, with another voice and seed
     reference_turns: bool = True  # without them every sentence is another person: much cannot be said
-    recordings: int = Field(12, ge=0)                 # clips of the corpus per emotion, as the ceiling
+    recordings: int = Field(12, ge=0)                 # reference clips per emotion, as the topline
     metrics: list[str] = []  # names of the registry; `default` or none: all that are on by default and here
     few: bool = True  # slow metrics listen to some of the clips only, as the registry says
     download: bool = False                            # metrics may fetch their weights from the hub
 
 # %% ../../nbs/chapters/83_pipelines.evaluate.ipynb #412dbb29
-NO_VOICE = 'without reference turns every sentence is another person, and no recordings are its own'
+NO_VOICE = 'without reference turns every sentence is another person, and none has reference clips'
 
 def _needs_voice(name: str) -> bool: return 'reference_clips' in METRICS[name].requires
 
@@ -194,7 +194,7 @@ def recordings_of(voices: dict[str, list[Reference]]) -> dict[str, tuple]:
 def read_utterances(
     rows: list[dict], folder: Path, voices: dict[str, list[Reference]]
 ) -> list[Utterance]:
-    "Spoken clips, each with the recordings of its voice where it has one"
+    "Spoken clips, each with the reference clips of its voice where it has one"
     recordings, utterances = recordings_of(voices), []
     for row in rows:
         utterances.append(Utterance(
@@ -231,7 +231,7 @@ def _neutral_references(clips: list[Clip], recordings: list[Clip]) -> dict[str, 
 def read_recordings(
     ds: Dataset, clips: list[Clip], emotion: str, n: int, folder: Path | None = None
 ) -> tuple[list[dict], list[Utterance]]:
-    """Up to `n` recordings of an emotion, with neutral ones of their speaker; copied into `folder` to
+    """Up to `n` reference clips of an emotion, with neutral ones of their speaker; copied into `folder` to
     listen to"""
     recordings = _evenly_spread([clip for clip in clips if clip.emotion == emotion], n)
     neighbours = _neutral_references(clips, recordings)
@@ -267,7 +267,7 @@ def read_recordings(
 def open_judges(
     folder: Path, ds: Dataset, clips: list[Clip]  # clips: what the adapter was trained on
 ) -> tuple[dict[str, Judge], dict[str, str]]:  # ({name: judge}, {name: reason})
-    """The judges of the run's own corpus and of real speech, each only if it shares no speaker with the
+    """The classifiers of the run's corpus and of CREMA-D, each only if it shares no speaker with the
     adapter"""
     own = load_judge(folder / 'judge.json') if (folder / 'judge.json').exists() else train_judge(ds)[0]
     judges, excluded = dict(run=require_independent(own, clips)), {}
@@ -285,13 +285,13 @@ def _check_dataset(folder: Path, config, ds: Dataset):
     if trained_hash != ds.info['hash']:
         raise ValueError(
             f'{config.source} is not the dataset this run was trained on (now {ds.info["hash"][:12]}, then '
-            f'{trained_hash[:12]}): speakers may have changed sides, so no judge could be trusted; restore '
+            f'{trained_hash[:12]}): speakers may have changed sides, no classifier is independent; restore '
             'it, or train again'
         )
 
 # %% ../../nbs/chapters/83_pipelines.evaluate.ipynb #ac6a7b22
 def judge_facts(judges: dict[str, Judge]) -> dict[str, dict]:
-    "What the report says of the judges"
+    "What the report says of the classifiers"
     facts = {}
     for name, judge in judges.items():
         facts[name] = dict(emotions=judge.emotions, fitted_on=judge.trained['clips'], cards=judge.cards)
@@ -398,7 +398,7 @@ def evaluate(
             adapter=sha256(adapter / 'adapter_model.safetensors'),
         ),
         metrics=metrics,
-        not_measured=missing | {f'judge {name}': reason for name, reason in excluded.items()},
+        not_measured=missing | {f'emotion classifier {name}': reason for name, reason in excluded.items()},
         judges=judge_facts(judges),
         **summarise(rows, list(tags), judges),
     )
@@ -407,7 +407,7 @@ def evaluate(
     table.to_csv(out / 'clips.csv', index=False)
     write_json(folder / 'evaluation.json', result)
     _write_cost(folder, rows, {name: facts[name] for name in names}, speaking, time.time() - started)
-    save_figure(evaluation_figure(result), folder / 'figures/evaluation.png')
+    save_figure(evaluation_figure(result), folder / 'figures/evaluation.svg')
     write_evaluation_page(folder, result, rows)
     if (folder / 'report.json').exists():
         write_page(Run.open(folder, config), read_report(folder))

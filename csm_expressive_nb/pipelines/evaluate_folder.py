@@ -48,7 +48,8 @@ def read_sounds(
         ))
         utterances.append(Utterance(sound, text, path.stem, UNLABELLED, f'recordings {UNLABELLED}'))
     if not utterances:
-        raise ValueError(f'{folder} holds no sound that can be read: {unreadable or "no file"}')
+        reason = f'its sounds cannot be read: {unreadable}' if unreadable else 'it holds no recordings'
+        raise ValueError(f'{folder}: {reason}; name a finished run, a dataset, or a folder of recordings')
     return rows, utterances, unreadable
 
 # %% ../../nbs/chapters/83a_pipelines.evaluate_folder.ipynb #f1a07a9c
@@ -116,7 +117,7 @@ def write_folder_evaluation(out: Path, result: dict, rows: list[dict]) -> dict:
     write_json(out / 'evaluation.json', result)
     pd.DataFrame(rows).to_csv(out / 'clips.csv', index=False)
     measured = set().union(*(systems['recordings'] for systems in result['values'].values()))
-    if measured & PANELS.keys(): save_figure(evaluation_figure(result), out / 'evaluation.png')
+    if measured & PANELS.keys(): save_figure(evaluation_figure(result), out / 'evaluation.svg')
     return result
 
 # %% ../../nbs/chapters/83a_pipelines.evaluate_folder.ipynb #e2a8b211
@@ -135,7 +136,7 @@ def evaluate_folder(
     measured, facts = measure(sounds.utterances, arguments, jobs, protocol.download, protocol.few, show)
     rows = [row | values for row, values in zip(sounds.rows, measured)]
     summary = summarise(rows, sounds.emotions, sounds.judges)
-    excluded = {f'judge {name}': reason for name, reason in sounds.excluded.items()}
+    excluded = {f'emotion classifier {name}': reason for name, reason in sounds.excluded.items()}
     result = dict(
         out=str(out), source=Path(source).name, protocol=protocol.model_dump(), **sounds.facts,
         metrics={name: without_cost(facts[name]) for name in arguments},

@@ -34,7 +34,7 @@ from .memory import lengths_of_seconds, stage_peaks
 class Measurement:
     "What is timed"
     side: str                   # trainer, trainer bf16, ours, ours without recordings
-    clips: int                  # in an update
+    clips: int                  # in a step
     share: float                # of frames with a depth loss
 
 # %% ../../nbs/chapters/86b_pipelines.gpu_benchmark.ipynb #a2e2b7bf
@@ -83,7 +83,7 @@ class Bench:
 
 # %% ../../nbs/chapters/86b_pipelines.gpu_benchmark.ipynb #9c53ff10
 def _time_side(bench: Bench, what: Measurement) -> np.ndarray:  # [steps,2] processor and wall s
-    "One side on one update, `bench.steps` times"
+    "One side on one step, `bench.steps` times"
     model, processor = bench.model(what.side)
     sound = bench.clips(what.clips)
     cfg = bench.config(model, what.share, what.side == 'ours')
@@ -97,7 +97,7 @@ def _time_side(bench: Bench, what: Measurement) -> np.ndarray:  # [steps,2] proc
 
 # %% ../../nbs/chapters/86b_pipelines.gpu_benchmark.ipynb #0cf5dafb
 def _tflop(bench: Bench, what: Measurement) -> float:
-    "Of an update of our loop, counted without a GPU"
+    "Of a step of our loop, counted without a GPU"
     frames = [int(len(sound) / 24_000 / FRAME_SECONDS) for _, sound in bench.clips(what.clips)]
     model = None if bench.size not in SIZES else base_of(small_csm(bench.size, bench.rank)[0])
     cfg = bench.config(model, what.share).model_copy(
@@ -151,7 +151,7 @@ def gpu_benchmark(
     out: str | Path,                     # JSON
     bench: Bench = Bench(),
     limit: float = 200.0,                # s
-    clips: tuple = (16, 64, 128),        # in an update
+    clips: tuple = (16, 64, 128),        # in a step
     run: dict | None = None,             # of `measure_run`; None: the whole run is left out
 ) -> dict:
     "All measurements, written after each; without the device none"

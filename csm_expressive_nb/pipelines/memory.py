@@ -132,7 +132,7 @@ def _encoding_bytes(model: str, lengths: Lengths) -> int:
 
 # %% ../../nbs/chapters/80b_pipelines.memory.ipynb #1dafb678
 def _add_recordings(cfg, peaks: dict[str, int], lengths: Lengths):
-    "Recorded updates keep their memory while the run validates and speaks between them"
+    "Recorded steps keep their memory while the run validates and speaks between them"
     if not can_record(cfg, 'cuda'): return
     held = peaks['training'] - peaks['loading']
     peaks['validation'] += held
@@ -185,8 +185,8 @@ def format_stages(cfg, emotions: list[str], memory: int | None = None) -> str:
     memory = memory or gpu_memory()
     target, rehearsal, references = placeholder_examples(cfg, emotions)
     peaks = stage_peaks(cfg, longest_lengths([*target, *rehearsal], references if cfg.context else {}))
-    lines = [f'memory     GiB at the bound of {cfg.tokens} positions, by stage; a GPU keeps about '
-             f'{CONTEXT_GIB:g} more for itself']
+    lines = [f'memory     of a GPU, in GiB by stage, with full micro-batches of {cfg.tokens} positions '
+             f'(`tokens`); it keeps about {CONTEXT_GIB:g} more for itself']
     highest = max(peaks, key=peaks.get)
     for stage, peak in peaks.items():
         lines.append(f'  {stage:<20} {peak:6.2f}' + (' highest' if stage == highest else ''))

@@ -22,11 +22,13 @@ from ..core.config import EMOTIONS, ExpressiveConfig, sort_emotions
 from ..core.run import Run, is_first_process
 from ..data.audio import Augment
 from ..data.tables import write_csv
-from ..data.corpora import Clip
+from ..data.corpora import Clip, rejected_file
 from csm_expressive_nb.data.speakers import (
     Reference, reference_clips, references_in_turn, require_references, speaker_id, spoken_voices,
 )
 from ..data.splits import emotion_table
+
+# %% ../../nbs/chapters/80_pipelines.preparation.ipynb #a1cab319
 from ..data.dataset import Dataset, open_dataset
 from ..data.codes import codec_hash, encode
 from ..model.csm import TAG, emotion_tag, text_ids
@@ -43,7 +45,7 @@ from ..evaluation.measurement import Utterance, measure, status
 
 # %% ../../nbs/chapters/80_pipelines.preparation.ipynb #55dd292b
 def is_general(cfg) -> bool:
-    "Whether `cfg` describes a general stage: one adapter for several emotions"
+    "Whether `cfg` describes a multi-emotion adapter"
     return isinstance(cfg, ExpressiveConfig)
 
 def tags_of(cfg) -> dict[str, str]:  # {emotion: tag in front of its text}
@@ -86,10 +88,10 @@ def require_emotions(ds: Dataset, emotions) -> None:
         if emotion in available: continue
         closest = difflib.get_close_matches(emotion, available, 1)
         hint = f': did you mean {closest[0]!r}?' if closest else ''
-        rejected = (ds.folder / 'quarantine.csv').read_text(encoding='utf-8').splitlines()
+        rejected = rejected_file(ds.folder).read_text(encoding='utf-8').splitlines()
         unknown = [line for line in rejected if 'unknown_emotion' in line]
         note = (
-            f'; {len(unknown)} recordings were set aside for a label that is not known, see quarantine.csv'
+            f'; {len(unknown)} files were rejected for an unknown label, see rejected.csv'
             if unknown
             else ''
         )
@@ -137,7 +139,7 @@ def _rejection(clip: Speech, row: dict) -> str:
     "The reason not to rehearse a clip whose metrics are `row`; empty where there is none"
     if not clip.ended: return 'did not stop'
     if row.get('speech', 1) < 0.5: return 'no speech'
-    if row.get('per', 0) > 0.75: return f"phoneme errors {row['per']:.2f}"
+    if row.get('per', 0) > 0.75: return f"PER {row['per']:.2f}"
     return ''
 
 def _rejections(clips: list[Speech]) -> list[str]:
@@ -155,11 +157,11 @@ def _write_clips(file: Path, clips: list[Speech], reasons: list[str]):
     "Codes of the clips without a reason against them as safetensors, the others as a CSV beside it"
     usable = [clip for clip, reason in zip(clips, reasons) if not reason]
     if not usable:
-        counts = Counter(reason.split(' 0')[0] for reason in reasons)
+        counts = Counter(reason.rstrip(' .0123456789') for reason in reasons)
         raise ValueError(
             f'none of {len(clips)} clips of the base could be used '
-            f'({", ".join(f"{n} {reason}" for reason, n in counts.items())}): it cannot rehearse its own '
-            'speech; set `rehearsal_from` data, or `rehearsal` 0'
+            f'({", ".join(f"{n} {reason}" for reason, n in counts.items())}): there '
+            'is no self-generated speech to rehearse; set `rehearsal_from` data, or `rehearsal` 0'
         )
     rejected = [(clip.text, clip.speaker, reason) for clip, reason in zip(clips, reasons) if reason]
     write_csv(file.with_suffix('.csv'), ['text', 'speaker', 'reason'], rejected)
@@ -192,8 +194,8 @@ def generate_rehearsal_speech(
     sampling: Sampling = Sampling(1.0, 0),   # as the base predicts, from all codes: it must not sharpen
     show: bool = True,
 ) -> tuple[list[Example], Path]:  # (examples, CSV of what was left out)
-    """The base's own neutral speech: clips that ended by themselves, with half a second of speech or more
-    and at most .75 phoneme errors"""
+    """Self-generated neutral speech: clips whose generation terminated, with half a second of speech or
+    more and a phoneme error rate (PER) of at most .75"""
     turns = [
         (turn.text, turn.speaker, hashlib.sha256(turn.audio.tobytes()).hexdigest()) for turn in references
     ]
@@ -206,7 +208,7 @@ def generate_rehearsal_speech(
         if not file.exists():
             clips = speak(
                 model, processor, texts, references, seed=seed, sampling=sampling,
-                desc='own neutral speech' if show else '',
+                desc='self-generated speech' if show else '',
             )
             _write_clips(file, clips, _rejections(clips))
     return _read_examples(file, processor), file.with_suffix('.csv')
@@ -223,8 +225,8 @@ def _neutral_recordings(cfg, model, processor, ds: Dataset, split: str) -> list[
 
 # %% ../../nbs/chapters/80_pipelines.preparation.ipynb #fae0b5b5
 def _own_speech(run: Run, model, processor, ds: Dataset) -> list[Example]:
-    "The base's own speech after training speakers; what was left out goes to `rehearsal.csv`"
-    turns = spoken_voices(ds, 'own speech', 'train')
+    "Self-generated speech after training speakers; what was left out goes to `rehearsal.csv`"
+    turns = spoken_voices(ds, 'self-generated speech', 'train')
     texts = [utterance.text for utterance in neutral_utterances('rehearsal')[:OWN_CLIPS]]
     examples, rejected = generate_rehearsal_speech(model, processor, texts, references_in_turn(turns, texts))
     if is_first_process():
@@ -330,9 +332,9 @@ def open_data(cfg) -> Dataset:
 
 # %% ../../nbs/chapters/80_pipelines.preparation.ipynb #0853f2c8
 def prepare_data(cfg, run: Run, model, processor) -> Data:
-    "What `cfg` trains on and measures with, encoded; copies `quarantine.csv`"
+    "What `cfg` trains on and measures with, encoded; copies `rejected.csv`"
     ds, codec = open_data(cfg), model.codec_model
-    if is_first_process(): shutil.copyfile(ds.folder / 'quarantine.csv', run / 'quarantine.csv')
+    if is_first_process(): shutil.copyfile(rejected_file(ds.folder), run / 'rejected.csv')
     adapter, judge = adapter_and_judge_clips(ds)
     references = reference_examples(cfg, ds, codec, processor)
     target, validation, unseen = _examples_by_split(cfg, ds, codec, processor, references)

@@ -97,7 +97,7 @@ GATES = {                                 # (model, way, against): at least
 }
 
 def speaking_table(costs: dict[str, dict]) -> pd.DataFrame:
-    "Median and range of the ratios, beside their gates"
+    "Median and range of the ratios, beside their targets"
     rows = []
     for (model, way, against), gate in GATES.items():
         if model not in costs: continue

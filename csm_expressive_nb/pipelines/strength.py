@@ -27,14 +27,14 @@ from .preparation import Data, adapter_and_judge_clips
 # %% ../../nbs/chapters/80a_pipelines.strength.ipynb #444e40da
 @dataclass
 class EmotionShift:
-    "Prosody of neutral and of emotional recordings of the training split, and the features that differ"
+    "Prosody of neutral and of emotional reference clips of the training split, and the features that differ"
     neutral: list[dict]         # rows of `prosody`
     emotional: list[dict]
     features: list[str] = field(default_factory=list)
 
 # %% ../../nbs/chapters/80a_pipelines.strength.ipynb #28669909
 def recorded_shift(ds, emotion: str) -> EmotionShift:
-    "What the emotion does to prosody in recordings of training speakers"
+    "What the emotion does to prosody in reference clips of training speakers"
     clips, _ = adapter_and_judge_clips(ds)
     rows = list(zip(clips, prosody_table(ds, clips)))
     neutral = [(speaker_id(clip), row) for clip, row in rows if clip.emotion == 'neutral']
@@ -67,7 +67,7 @@ def strength_trial(ds, n: int) -> StrengthTrial | None:
 def transfer_by_strength(
     cfg, lora, processor, trial: StrengthTrial, tag: str, shift: EmotionShift, show: bool = True
 ) -> dict[str, list]:  # {feature: a ratio per strength of CANDIDATES}
-    "Prosody transfer ratio (1: as far as recordings) of the features that the emotion moves"
+    "Prosody transfer ratio (1: as far as reference clips) of the features that the emotion moves"
 
     def rows(tag, scale):
         with adapter_scale(lora, scale):
@@ -109,7 +109,7 @@ def _measure_strength(cfg, lora, processor, data: Data, show: bool) -> dict:
         if not shift.features: continue
         ratios[emotion] = transfer_by_strength(cfg, lora, processor, trial, tag, shift, show)
     if not ratios:
-        return dict(value=1.0, reason='as trained: recordings move no prosodic feature')
+        return dict(value=1.0, reason='as trained: reference clips move no prosodic feature')
     return dict(
         value=choose_strength(_mean_ratios(ratios)),
         candidates=list(CANDIDATES),

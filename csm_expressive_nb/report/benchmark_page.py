@@ -17,7 +17,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 
 from ..core.files import root, write_json
-from .figures import ADAPTER, BASE, HUMAN, STYLE
+from .figures import BASE, INK, SERIES, STYLE
 
 # %% ../../nbs/chapters/72c_report.benchmark_page.ipynb #de4c06c4
 VARIANT_LABELS = {
@@ -49,21 +49,21 @@ def _meets_gates(result: dict, variant: str) -> bool:
 
 # %% ../../nbs/chapters/72c_report.benchmark_page.ipynb #b9166323
 def speed_table(result: dict) -> pd.DataFrame:
-    "Claim, ratio against both paddings, gates, met"
+    "Claim, ratio against both paddings, targets, met"
     rows = []
     for variant, (to_longest, to_fixed) in SPEED_GATES.items():
         rows.append({
             'claim': VARIANT_LABELS[variant],
             'vs pad to longest': _median_and_range(result, variant, 'longest'),
             'vs fixed 256 / 10 s': _median_and_range(result, variant, 'fixed'),
-            'gates': f'>= {to_longest} / >= {to_fixed}',
+            'targets': f'>= {to_longest} / >= {to_fixed}',
             'met': 'yes' if _meets_gates(result, variant) else 'NO',
         })
     return pd.DataFrame(rows)
 
 # %% ../../nbs/chapters/72c_report.benchmark_page.ipynb #ff8293c8
 def memory_table(result: dict) -> pd.DataFrame:
-    "Saved activations of one update, MiB, and how many times less than the library"
+    "Saved activations of one optimizer step, MiB, and how many times less than the library"
     rows = []
     for name, mebibytes in result['kept'].items():
         ratio, gate = result['kept']['HF'] / mebibytes, MEMORY_GATES.get(name)
@@ -71,7 +71,7 @@ def memory_table(result: dict) -> pd.DataFrame:
             'saved activations': name,
             'MiB': round(mebibytes, 2),
             'times less than HF': round(ratio, 2),
-            'gate': f'>= {gate}' if gate else '',
+            'target': f'>= {gate}' if gate else '',
             'met': ('yes' if ratio >= gate else 'NO') if gate else '',
         })
     return pd.DataFrame(rows)
@@ -81,7 +81,7 @@ def work_table(result: dict) -> pd.DataFrame:
     "What was compared before anything was timed"
     work = result['work']
     gradients = f"gradients of {work['tensors']} tensors, largest relative difference"
-    movement = 'weights after 6 updates of the real Trainer, largest difference'
+    movement = 'weights after 6 optimizer steps of the real Trainer, largest difference'
     bounds = [
         ('relative difference of our loss', work['loss_difference'], 1e-5),
         ('relative difference, padded to 256 tokens', work['padded_to_256'], 1e-5),
@@ -90,7 +90,8 @@ def work_table(result: dict) -> pd.DataFrame:
         ('the same as a share of the movement', work['movement_difference'], 1e-3),
         ('loss under bf16 autocast, relative difference', work['bf16_loss_difference'], 1e-3),
     ]
-    rows = [dict(what='loss, first update, from raw audio', value=f"{work['loss']:.6f}", bound='', met='')]
+    first = dict(what='loss, first optimizer step, from raw audio', value=f"{work['loss']:.4f}")
+    rows = [first | dict(bound='', met='')]
     for name, value, bound in bounds:
         met = 'yes' if value < bound else 'NO'
         rows.append(dict(what=name, value=f'{value:.1e}', bound=f'< {bound:.0e}', met=met))
@@ -98,8 +99,8 @@ def work_table(result: dict) -> pd.DataFrame:
 
 # %% ../../nbs/chapters/72c_report.benchmark_page.ipynb #0bb44bc8
 def speed_figure(result: dict) -> plt.Figure:
-    "Ratios by variant, medians with range, and the gates"
-    paddings = ('longest', BASE, 'padded to the longest'), ('fixed', ADAPTER, 'padded to 256 tokens')
+    "Ratios by variant, medians with range, and the targets"
+    paddings = ('longest', SERIES[0], 'padded to the longest'), ('fixed', SERIES[1], 'padded to 256 tokens')
     variants = [variant for variant in SPEED_GATES if speed_ratios(result, variant, 'longest')]
     with plt.rc_context(STYLE):
         fig, ax = plt.subplots(figsize=(7, 2.6))
@@ -111,8 +112,8 @@ def speed_figure(result: dict) -> plt.Figure:
             y = np.arange(len(variants)) + (-0.15, 0.15)[i]
             bars = dict(xerr=[medians - lowest, highest - medians], fmt='o', c=color, capsize=3)
             ax.errorbar(medians, y, label=f'Trainer, {label}', **bars)
-            ax.plot(gates, y, '|', c=HUMAN, ms=12, mew=2, label='gate' if i else None)
-        ax.axvline(1, c='k', lw=0.8)
+            ax.plot(gates, y, '|', c=INK, ms=12, mew=2, label='target' if i else None)
+        ax.axvline(1, c=BASE, ls='--', lw=0.8)
         ax.set_xscale('log')
         ticks = [0.125, 0.25, 0.5, 1, 2, 4, 8, 16]
         ax.set_xticks(ticks, [f'{tick:g}' for tick in ticks])
@@ -137,7 +138,7 @@ def caveat_text(result: dict) -> str:
     return (
         f"Small model ({size['backbone']:.1f} M backbone, {size['depth']:.1f} M depth decoder, "
         f"{size['codec']:.1f} M codec), random weights, {result['clips']} synthetic clips "
-        f"({result['seconds']} s) in updates of {result['batch']}; objective codebook 0 + "
+        f"({result['seconds']} s) in optimizer steps of {result['batch']}; objective codebook 0 + "
         f"{result['depth_weight']:.0f} x the others. The baseline encodes in every forward: the codec is "
         f"{share:.0%} of its time when padded to the longest; ours encodes once, {codec} "
         "CPU s, outside the clock. With the codec taken out of the baseline too, the exact path would be "
@@ -155,7 +156,7 @@ def caveat_text(result: dict) -> str:
 
 # %% ../../nbs/chapters/72c_report.benchmark_page.ipynb #7e717280
 def missed_gates(result: dict) -> str:
-    "For every missed gate of speed: the operations that take the time, and the processor's part in it"
+    "For every speed target not met: the operations that take the time, and the processor's part in it"
     machine, texts = result['machine'], []
 
     def costliest(variant):
@@ -165,7 +166,7 @@ def missed_gates(result: dict) -> str:
     for variant, met in zip(SPEED_GATES, speed_table(result)['met']):
         if met == 'yes': continue
         text = (
-            f"{VARIANT_LABELS[variant]}: gate missed. Costliest operations: {costliest(variant)}. Of the "
+            f"{VARIANT_LABELS[variant]}: target not met. Costliest operations: {costliest(variant)}. Of the "
             f"library, padded to the longest: {costliest('longest')}."
         )
         if 'bf16' in variant and result['bf16_slow']:
@@ -175,7 +176,7 @@ def missed_gates(result: dict) -> str:
                 f"{ratio:.2f}x of float32, so autocast slows every product down; run once, not every round."
             )
         texts.append(text)
-    return '\n\n'.join(texts) or 'All gates of speed are met.'
+    return '\n\n'.join(texts) or 'All speed targets are met.'
 
 # %% ../../nbs/chapters/72c_report.benchmark_page.ipynb #bc3a7dbe
 def write_benchmark(out: str, result: dict, gpu: dict | None = None) -> Path:
@@ -208,4 +209,4 @@ def gpu_table(gpu: dict):
     caption = 'no GPU here'
     if gpu['rows']:
         caption = f"LoRA r={gpu['rank']}; a large matrix product reaches {gpu['matmul_tflops']:.3g} TFLOP/s"
-    return pd.DataFrame(rows).style.hide().set_caption(f"{gpu['device']}: {caption}")
+    return pd.DataFrame(rows).style.hide().format(precision=2).set_caption(f"{gpu['device']}: {caption}")

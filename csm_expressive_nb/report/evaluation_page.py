@@ -13,35 +13,35 @@ import pandas as pd
 from ..core.files import assets
 from ..evaluation.stats import format_interval
 from ..evaluation.judge import Judge, performance_table
-from .html import write_html
+from .html import SYSTEM_LABELS, write_html
 
 # %% ../../nbs/chapters/72a_report.evaluation_page.ipynb #b358187c
 METRIC_LABELS = dict(
     judged_run='target-emotion accuracy: SER of the run\'s corpus',
     judged_cremad='target-emotion accuracy: SER trained on CREMA-D',
-    no_voice_run='no voice to judge',
-    arousal_run='arousal, log odds: judge of the run\'s corpus',
-    arousal_cremad='arousal, log odds: judge of real speech',
-    valence_cremad='valence, log odds: judge of real speech',
-    per='phoneme error rate',
+    no_voice_run='no voiced speech to classify',
+    arousal_run='arousal, log odds: SER of the run\'s corpus',
+    arousal_cremad='arousal, log odds: SER trained on CREMA-D',
+    valence_cremad='valence, log odds: SER trained on CREMA-D',
+    per='phoneme error rate (PER)',
     whisper_wer_seed_tts='WER, mean of utterances (seed-tts-eval)',
     whisper_wer_corpus='WER of the whole corpus',
     words='closed-set sentence accuracy',
-    speaker='speaker similarity to the neutral recordings, cosine (GE2E)',
-    vocal_tract='vocal tract length against the neutral recordings, %',
+    speaker='speaker similarity to the neutral clips (GE2E)',
+    vocal_tract='vocal tract length against the neutral clips, %',
     mos='predicted MOS (DistillMOS)',
     stopped='EOS rate',
     trailing='silence after the last speech, s',
-    f0='F0, Hz',
+    f0='median F0, Hz',
     f0_sd='F0 spread, semitones',
-    energy='level, dB',
-    rate='letters per second',
+    energy='RMS level, dB',
+    rate='speaking rate, letters per s',
     pauses='pauses, s',
 )
 _UNLISTED = 'speech', 'tilt', 'final', 'valence_run', 'no_voice_cremad'    # beginnings of names
 
 def _judge_error(result: dict, emotion: str, metric: str) -> str:
-    "The judge's own error beside its verdict"
+    "The classifier's own error beside its verdict"
     judge = result['judges'].get(metric.removeprefix('judged_'))
     if not judge or not metric.startswith('judged'): return ''
     errors = []
@@ -61,8 +61,10 @@ def _labels(values: dict[str, dict]) -> dict[str, str]:  # {metric: label}
     return labels
 
 # %% ../../nbs/chapters/72a_report.evaluation_page.ipynb #2333f260
+_SYSTEMS = 'base', 'adapter', 'recordings', 'against'
+
 def evaluation_table(result: dict) -> list[dict]:
-    "A row per emotion and metric: recordings, base, adapter, paired difference, corrected p, judge's error"
+    "A row per emotion and metric: every system, paired difference, corrected p, the classifier's own error"
     rows = []
     for emotion, values in result['values'].items():
         differences = result['paired'][emotion].get('adapter - base', {})
@@ -70,15 +72,16 @@ def evaluation_table(result: dict) -> list[dict]:
             measured = [system for system in values if metric in values[system]]
             if not measured: continue
             counted = [system for system in ('adapter', 'base', 'recordings') if system in measured]
-            row = dict(emotion=emotion, figure=label)
-            row |= {system: format_interval(values[system].get(metric)) for system in values}
-            row['clips'] = values[counted[0]][metric]['n'] if counted else 0
+            row = dict(emotion=emotion, metric=label)
+            for system in sorted(values, key=_SYSTEMS.index):
+                row[SYSTEM_LABELS.get(system, system)] = format_interval(values[system].get(metric))
+            row['n'] = values[counted[0]][metric]['n'] if counted else 0
             row['difference'] = format_interval(differences.get(metric), sign='+')
             row['p'] = f"{differences[metric]['p_holm']:.4f}" if metric in differences else ''
             row['remark'] = _judge_error(result, emotion, metric)
             if 'against' in values:
                 other = result['paired'][emotion]['adapter - against']
-                row['adapter - against'] = format_interval(other.get(metric), sign='+')
+                row['adapter - baseline run'] = format_interval(other.get(metric), sign='+')
             rows.append(row)
     return rows
 
@@ -91,8 +94,8 @@ def _recording_rows(result: dict) -> list[dict]:
             if metric not in METRIC_LABELS: continue
             rows.append(dict(
                 emotion=emotion,
-                figure=METRIC_LABELS[metric],
-                recordings=format_interval(value),
+                metric=METRIC_LABELS[metric],
+                **{SYSTEM_LABELS['recordings']: format_interval(value)},
                 n=value['n'],
                 remark=_judge_error(result, emotion, metric),
             ))
@@ -118,14 +121,14 @@ def evaluation_text(result: dict) -> str:
     "The table for a terminal"
     with_adapter = any('adapter' in values for values in result['values'].values())
     rows = evaluation_table(result) if with_adapter else _recording_rows(result)
-    remarks = [f"{row['figure']}, {row['emotion']}: {row['remark']}" for row in rows if row['remark']]
+    remarks = [f"{row['metric']}, {row['emotion']}: {row['remark']}" for row in rows if row['remark']]
     table = pd.DataFrame(rows).drop(columns='remark').to_string(index=False)
     errors = '\n'.join(dict.fromkeys(remarks))
-    return f"{table}\n\nthe judges' own error\n{errors}\n{_missing_text(result)}"
+    return f"{table}\n\nclassifier performance on held-out speakers\n{errors}\n{_missing_text(result)}"
 
 # %% ../../nbs/chapters/72a_report.evaluation_page.ipynb #670999e7
 def judge_errors_table(judge: dict) -> list[dict]:  # judge: as `evaluation.json` holds it
-    "`cards_table` of a judge that is known from the file only"
+    "`performance_table` of a classifier that is known from the file only"
     known = Judge()
     known.emotions, known.cards = judge['emotions'], judge['cards']
     return performance_table(known)
@@ -142,12 +145,20 @@ def _spoken_by_text(rows: list[dict]) -> dict[str, list[dict]]:
         spoken.setdefault(row['text'], []).append(row)
     return spoken
 
+# %% ../../nbs/chapters/72a_report.evaluation_page.ipynb #ffc997a0
+def _with_recalls_in_one(row: dict, judge: dict) -> dict:
+    "A row of `judge_errors_table` with the recalls of the emotions in one cell: a page is not that wide"
+    emotions = judge['emotions']
+    recalls = ', '.join(f'{name} {row[name]:.2f}' for name in emotions if name in row)
+    return {name: value for name, value in row.items() if name not in emotions} | dict(recall=recalls)
+
 # %% ../../nbs/chapters/72a_report.evaluation_page.ipynb #90eb7f25
 def write_evaluation_page(folder: Path, result: dict, rows: list[dict]) -> Path:  # rows: one per clip
-    "`evaluation/index.html`: figure, table, judges' errors, what is missing, clips; needs no network"
+    "`evaluation/index.html`: figure, table, classifier performance, what is missing, clips; needs no network"
     cards, skipped = [], []
     for name, judge in result['judges'].items():
-        cards += [dict(judge=name) | row for row in judge_errors_table(judge)]
+        rows_of_judge = judge_errors_table(judge)
+        cards += [dict(classifier=name) | _with_recalls_in_one(row, judge) for row in rows_of_judge]
     for metric, facts in result['metrics'].items():
         if not facts['skipped']: continue
         skipped.append(dict(
@@ -156,13 +167,15 @@ def write_evaluation_page(folder: Path, result: dict, rows: list[dict]) -> Path:
             skipped=facts['skipped'],
             lacking=', '.join(facts['lacking']),
         ))
+    table = evaluation_table(result)
+    for row in table: row.pop('remark')           # the cards below say it
     return write_html(
         Path(folder) / 'evaluation/index.html',
         f'Evaluation of {Path(folder).name}',
         _PAGE,
         p=result['protocol'],
         synthetic=result.get('run', {}).get('source') == 'embedded',
-        rows=evaluation_table(result),
+        rows=table,
         heard=list(_spoken_by_text(rows).items())[:8],
         cards=cards,
         missing=[dict(metric=metric, why=reason) for metric, reason in result['not_measured'].items()],

@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from ..core.config import sort_emotions
 from ..core.runs import CONFIGURATIONS, READ_ERRORS, RunRecord, SpeechClip, describe_damage
 from ..core.runs import scan_runs
-from ..data.corpora import Clip
+from ..data.corpora import Clip, rejected_file
 from ..data.splits import SPLITS, emotion_table as count_clips
 from ..data.dataset import Dataset, open_dataset
 from .figures import clip_figure
@@ -29,7 +29,8 @@ from csm_expressive_nb.report.widget_view import (
     LEFT_ALIGNED, StaticView, figure_widget, html_widget, message, short_sound, small_picture, sound_widget,
     web_template,
 )
-from .pages import summary_table
+from .pages import GROUP, summary_table
+from .verdict import verdict_strip
 from .evaluation_page import evaluation_table as evaluation_summary
 from .retention_page import format_table
 from ..core.config import RetentionConfig
@@ -38,8 +39,10 @@ from ..core.config import RetentionConfig
 def headline(record: RunRecord) -> list[dict]:
     "The table that the run's own page shows first"
     if record.kind == 'emotion':
-        columns = ('measure', 'base', 'adapter', 'remark')
-        return [dict(zip(columns, row.values())) for row in summary_table(record.report)]
+        return [
+            {name: value for name, value in row.items() if name != GROUP}
+            for row in summary_table(record.report)
+        ]
     if record.kind == 'retention':
         methods = format_table(pd.DataFrame(record.report['table']).T)
         return methods.rename_axis('method').reset_index().to_dict('records')
@@ -96,7 +99,7 @@ _FIRST_FIGURES = ('before_after', 'asked_said', 'retention', 'evaluation')
 
 def list_figures(folder: Path) -> list[Path]:
     "Figures of a run folder, the one that says most first"
-    figures = [*folder.glob('figures/*.png'), *folder.glob('*.png')]
+    figures = [*folder.glob('figures/*.svg'), *folder.glob('*.svg')]
 
     def rank(path):
         order = _FIRST_FIGURES.index(path.stem) if path.stem in _FIRST_FIGURES else len(_FIRST_FIGURES)
@@ -180,15 +183,21 @@ def fill_tab(self: RunExplorer):
 
 # %% ../../nbs/chapters/76_report.explorer.ipynb #741f6b9d
 @patch
+def _render_verdict(self: RunExplorer) -> Markup:
+    "The four answers of the chosen run, '' where it has no report of an adapter"
+    if not self.selected or self.selected.record.kind not in ('emotion', 'expressive'): return Markup('')
+    return verdict_strip(self.selected.record.report) if self.selected.rows else Markup('')
+
+@patch
 def _show_results(self: RunExplorer) -> list:
-    template = '{% if rows %}{{ grid(rows) }}{% else %}<p>No results: see the reason above.</p>{% endif %}'
-    return [html_widget(template, rows=self.selected.rows)]
+    template = '{{ verdict }}{% if rows %}{{ grid(rows) }}{% else %}<p>No results: see above.</p>{% endif %}'
+    return [html_widget(template, verdict=self._render_verdict(), rows=self.selected.rows)]
 
 @patch
 def _show_figures(self: RunExplorer) -> list:
     layout = W.Layout(max_width='100%', object_fit='contain')
     figures = list_figures(self.selected.record.folder)
-    images = [W.Image(value=path.read_bytes(), format='png', layout=layout) for path in figures]
+    images = [W.Image(value=path.read_bytes(), format='svg+xml', layout=layout) for path in figures]
     return images or [html_widget('<p>No figures here.</p>')]
 
 @patch
@@ -231,11 +240,9 @@ def play(self: RunExplorer, clip: SpeechClip):
 # %% ../../nbs/chapters/76_report.explorer.ipynb #2116f803
 @patch
 def static_html(self: RunExplorer) -> Markup:
-    "List, headline table, one figure and one sample of the chosen run"
-    record, figure, sample = None, None, None
-    if self.selected:
-        record = self.selected.record
-        figure = next(iter(list_figures(record.folder)), None)
+    "List, verdict, headline table and one sample of the chosen run"
+    record, sample = None, None
+    if self.selected: record = self.selected.record
     if record and not record.problem:
         # of the first sentence the adapter rather than the base
         sample = next((clip for clip in reversed(record.samples[:2]) if clip in record.playable_clips), None)
@@ -243,9 +250,8 @@ def static_html(self: RunExplorer) -> Markup:
         web_template('run_explorer.html'),
         listed=self._render_list(),
         name=record and record.name,
+        verdict=self._render_verdict(),
         rows=record and self.selected.rows[:10],
-        figure=figure and small_picture(figure, 560),
-        alt=figure and figure.stem,
         sound=sample and short_sound(sf.read(sample.path, dtype='float32')[0]),
         sample=sample,
     )
@@ -263,12 +269,12 @@ def comparison_figure(ds: Dataset, clip: Clip):
     neutral = neutral_counterpart(ds, clip)
     title = f'{clip.emotion}, speaker {clip.speaker}'.replace('$', r'\$')
     neutral_audio = None if neutral is None else ds.audio(neutral)
-    return clip_figure(ds.audio(clip), title, neutral_audio, 'neutral, the same sentence')
+    return clip_figure(ds.audio(clip), title, neutral_audio, 'neutral, the same sentence', clip.emotion)
 
 # %% ../../nbs/chapters/76_report.explorer.ipynb #eca2556d
 def read_rejected(ds: Dataset) -> list[dict]:  # file, reason, detail
-    "Rows of `quarantine.csv`"
-    path = ds.folder / 'quarantine.csv'
+    "Rows of `rejected.csv`"
+    path = rejected_file(ds.folder)
     if not path.is_file(): return []
     with open(path, newline='', encoding='utf-8', errors='replace') as file:
         rows = list(csv.DictReader(file))
@@ -429,7 +435,7 @@ def show_rejected(self: DatasetBrowser, limit: int = 100):
     reasons = Counter(row['reason'] for row in rows).most_common()
     template = (
         '{% if rows %}{{ grid(reasons) }}{{ grid(rows[:limit]) }}{% if rows|length > limit %}<p>and {{ '
-        'rows|length - limit }} more in quarantine.csv</p>{% endif %}{% else %}<p>No rejected '
+        'rows|length - limit }} more in rejected.csv</p>{% endif %}{% else %}<p>No rejected '
         'files.</p>{% endif %}'
     )
     by_reason = [dict(reason=reason, files=n) for reason, n in reasons]

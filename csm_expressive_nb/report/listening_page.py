@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt, numpy as np
 
 from ..core.files import assets, atomic_write
 from ..evaluation.listening import ANSWER_COLUMNS, hash_plan, require_sounds
-from .figures import ADAPTER, BASE, HUMAN, STYLE
+from .figures import BASE, INK, STYLE, emotion_colour
 
 # %% ../../nbs/chapters/75_report.listening_page.ipynb #86f68a19
 def listening_page(plan: dict,
@@ -45,39 +45,44 @@ def _plot_cmos(ax, result: dict):
     cmos, (first, second) = result['cmos'], result['systems']
     included = [rater for rater in result['raters'] if not rater['excluded']]
     means = sorted(rater['cmos_mean'] for rater in included if rater['cmos_mean'] is not None)
-    ax.plot(np.linspace(-0.25, 0.25, len(means)), means, 'o', c=HUMAN, ms=4, alpha=0.6, label='one rater')
+    ax.plot(np.linspace(-0.25, 0.25, len(means)), means, 'o', c=BASE, ms=4, alpha=0.8, label='one rater')
     values, errors = _bars([cmos])
-    ax.errorbar([0], values, errors, fmt='D', c=ADAPTER, capsize=4, ms=6, label='mean, 95 %')
-    ax.axhline(0, c='k', lw=0.8)
+    ax.errorbar([0], values, errors, fmt='D', c=INK, capsize=4, ms=6, label='mean, 95 %')
+    ax.axhline(0, c=BASE, ls='--', lw=0.8)
     ax.set(xlim=(-0.6, 0.6), ylim=(-3.1, 3.1), xticks=[], ylabel=f'{second} over {first}, CMOS points')
     ax.set_title(f"naturalness\n{cmos['raters']} raters, p = {cmos['p']:.2g}")
     ax.legend(frameon=False, fontsize=7, loc='lower right')
 
 # %% ../../nbs/chapters/75_report.listening_page.ipynb #11a31d5e
 def _plot_identification(ax, result: dict):
-    "Share heard as the wanted emotion, by emotion and system, with chance"
+    "Share heard as the target emotion, by emotion and system, with chance"
     identification, (first, second) = result['emotion'], result['systems']
     names = list(dict.fromkeys(share['emotion'] for share in identification['shares']))
-    for offset, system, color in ((-0.2, first, BASE), (0.2, second, ADAPTER)):
+    for offset, system, mark in ((-0.12, first, 's'), (0.12, second, 'o')):
         shares = [share for share in identification['shares'] if share['system'] == system]
-        values, errors = _bars(shares)
-        positions = [names.index(share['emotion']) + offset for share in shares]
-        ax.bar(positions, values, 0.4, yerr=errors, color=color, capsize=3, label=system)
-    ax.axhline(identification['chance'], c=HUMAN, ls='--', label='chance')
+        for share in shares:
+            colour = BASE if system == first else emotion_colour(share['emotion'])
+            values, errors = _bars([share])
+            x = names.index(share['emotion']) + offset
+            ax.errorbar([x], values, errors, fmt=mark, c=colour, capsize=3, ms=5)
+        ax.plot([], [], mark, c=BASE if system == first else INK, ms=5, label=system)
+    ax.axhline(identification['chance'], c=INK, ls='--', lw=0.8, label='chance')
     ax.set_xticks(range(len(names)), names)
     ax.set(
-        ylim=(0, 1.25), yticks=np.linspace(0, 1, 6), ylabel='share heard as wanted', title='identification'
+        xlim=(-0.6, len(names) - 0.4), ylim=(-0.03, 1.25), yticks=np.linspace(0, 1, 6),
+        ylabel='share heard as the target', title='identification',
     )
     ax.legend(frameon=False, ncols=3, fontsize=7, loc='upper center')
 
+# %% ../../nbs/chapters/75_report.listening_page.ipynb #51731062
 def _plot_intensity(ax, result: dict):
     "Share of answers for each system, and of ties"
     intensity = result['intensity']
     values, errors = _bars(list(intensity['shares'].values()))
-    ax.bar(range(3), values, 0.6, yerr=errors, color=[BASE, HUMAN, ADAPTER], capsize=3)
+    ax.errorbar(range(3), values, errors, fmt='o', c=INK, capsize=3, ms=5)
     ax.set_xticks(range(3), list(intensity['shares']))
     title = f"which is more intense?\n{sum(intensity['answers'].values())} answers"
-    ax.set(ylim=(0, 1), ylabel='share of answers', title=title)
+    ax.set(xlim=(-0.6, 2.6), ylim=(-0.03, 1.03), ylabel='share of answers', title=title)
 
 # %% ../../nbs/chapters/75_report.listening_page.ipynb #475e69cb
 def listening_figure(result: dict,      # of `analyse`

@@ -243,9 +243,9 @@ def show(self: SpeakPanel, spoken: Spoken, autoplay: bool = True):
     "Player, figure, and the list of what was spoken"
     self.current, self.save_button.disabled = spoken, False
     request = spoken.request
-    figure = clip_figure(
-        spoken.speech.audio, f'{request.style.emotion or "base"}, voice {request.voice.speaker}'
-    )
+    emotion = request.style.emotion or 'base'
+    title = f'{emotion}, voice {request.voice.speaker}'
+    figure = clip_figure(spoken.speech.audio, title, emotion=emotion)
     self.result.children = [
         html_widget('<p style="margin:.6em 0 .2em">' + _CAPTION + '</p>', request=request),
         sound_widget(spoken.speech.audio, autoplay),
@@ -298,7 +298,8 @@ def static_html(self: SpeakPanel) -> Markup:
     figure, sound = None, None
     if self.current:
         audio = self.current.speech.audio
-        figure = small_picture(clip_figure(audio, self.current.request.style.emotion or 'base'), 420)
+        emotion = self.current.request.style.emotion or 'base'
+        figure = small_picture(clip_figure(audio, emotion, emotion=emotion), 420)
         sound = short_sound(audio)
     return render(
         web_template('speak_panel.html'),

@@ -19,7 +19,7 @@ def check_strength(value: float) -> float:
     if isinstance(value, (int, float)) and math.isfinite(value) and 0 <= value <= MAX_STRENGTH:
         return float(value)
     raise ValueError(
-        f'intensity {value}: give a number from 0 (the base) to {MAX_STRENGTH:g}; 1 is as trained'
+        f'intensity {value}: give a number from 0 (the base) to {MAX_STRENGTH:g}; 1 is as saved'
     )
 
 # %% ../../nbs/chapters/53_speech.dial.ipynb #1192882a

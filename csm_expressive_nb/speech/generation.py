@@ -30,7 +30,7 @@ from .sampling import sentence_key
 class Speech:
     "One spoken sentence, or a text of several; a notebook shows it as a player"
     text: str
-    speaker: str  # whose voice: that of the reference turn; without one '', and nobody's in particular
+    speaker: str  # whose voice: that of the reference turn; without one '', and no speaker's in particular
     audio: np.ndarray        # [n] at the codec's rate
     codes: torch.Tensor      # [T,K]
     ended: bool              # the model ended the clip (EOS)

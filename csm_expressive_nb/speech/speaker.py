@@ -83,7 +83,7 @@ class AdapterSource:
     name: str                # of the run, or the folder
     tags: dict               # {emotion: token before its text}
     model: str = ''          # preset, hub id or folder; '' where it is not known
-    base: str = ''           # run folder of the general stage below it
+    base: str = ''           # run folder of the multi-emotion adapter below it
     corruption: float = 0.0  # mean share of the history that was replaced in training
 
     @property
@@ -92,7 +92,7 @@ class AdapterSource:
         return (self.folder / 'adapter_model.safetensors').stat().st_mtime_ns
 
     def check_fit(self, model: str, base: str):
-        "ValueError where the adapter is for another model, or another general stage"
+        "ValueError where the adapter is for another model, or another multi-emotion adapter"
         if not self.model or (self.model, self.base) == (model, base): return
         below = f'{self.model} with {self.base}' if self.base else self.model
         raise ValueError(f'adapter {self.name} is for {below}: give it a Speaker of its own')
@@ -213,7 +213,7 @@ class SpeechRequest:
     voice: Reference | str | Path | None = None      # a turn, a recording; None: one that the model makes up
     voice_text: str = ''             # transcript of a recording; empty: in the .txt beside it
     emotion: str = ''                # a label of `Speaker.emotions`; empty: the only one, or none
-    intensity: Strength | dict = 1.0     # 0 is the base, 1 as trained; or {label: intensity}
+    intensity: Strength | dict = 1.0     # 0 is the base, 1 as saved; or {label: intensity}
     seed: int = 0
     # sentences before each that the model reads as context; None: 1 for the base, 0 with an adapter
     previous: int | None = None
@@ -443,7 +443,7 @@ def say(
     text: str | list,                    # or segments: pairs of text and intensity
     voice=None,                          # a recording, or a `Reference`; None: one that the model makes up
     voice_text: str = '',                # its transcript; empty: in the .txt beside it
-    intensity: Strength | dict = 1.0,    # 0 is the base, 1 as trained; or {label: intensity}
+    intensity: Strength | dict = 1.0,    # 0 is the base, 1 as saved; or {label: intensity}
     temperature: float | None = None,    # None: the checkpoint's own; 0: the likeliest code
     top_k: int | None = None,            # None: the checkpoint's own; 0: from all codes
     **more,                              # emotion, seed, previous, language: of `SpeechRequest`

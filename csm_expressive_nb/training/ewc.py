@@ -45,7 +45,7 @@ def predicted_rise(
 
 # %% ../../nbs/chapters/45a_training.ewc.ipynb #c720371f
 def _add_gradient(parameter, gradient: torch.Tensor):
-    "In place where there is one: a recorded update adds to that very tensor"
+    "In place where there is one: a recorded step adds to that very tensor"
     if parameter.grad is None: parameter.grad = gradient
     else: parameter.grad.add_(gradient)
 

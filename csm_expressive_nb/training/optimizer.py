@@ -15,11 +15,11 @@ from ..model.lora import trainable_parameters
 # %% ../../nbs/chapters/41a_training.optimizer.ipynb #c3fa808c
 def learning_rate(
     step: int,
-    steps: int,                                       # updates of the whole run
+    steps: int,                                       # steps of the whole run
     lr: float,                                        # peak
-    warmup: float = 0.05,                             # share of the updates
+    warmup: float = 0.05,                             # share of the steps
 ) -> float:
-    "The rate of update `step`: linear warm-up, then cosine to 5 % of the peak"
+    "The rate of step `step`: linear warm-up, then cosine to 5 % of the peak"
     warmup_steps = max(1, round(steps * warmup))
     ramp = min(1, (step + 1) / warmup_steps)
     progress = min(1, max(0, step - warmup_steps) / max(1, steps - warmup_steps))

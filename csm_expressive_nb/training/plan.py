@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoProcessor, CsmConfig, CsmForConditionalGeneration
 
+from ..core.config import sort_emotions, suggest
 from ..core.files import assets
 from ..core.models import HUB
 from ..data.dataset import open_dataset
@@ -133,7 +134,7 @@ def update_cost(
     on_gpu: bool = False,             # attention as on a GPU
     config: CsmConfig | None = None,   # of another model than `cfg.model`
 ) -> UpdateCost:
-    "Memory and arithmetic of one whole update on one micro-batch, run on fake tensors"
+    "Memory and arithmetic of one whole step on one micro-batch, run on fake tensors"
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     model = fake_model(cfg, fake, config)
     objective = Objective(model, cfg, auxiliary_losses(cfg)).train()
@@ -220,8 +221,12 @@ def placeholder_examples(
 
     target = _target_placeholders(cfg, emotions, placeholder)
     if not target:
-        folder = open_dataset(cfg.source).folder
-        raise ValueError(f'{folder} has no training clip with text of {", ".join(emotions)}')
+        with_text = {c.emotion for c in open_dataset(cfg.source).select(split='train') if c.text}
+        hint = ''.join(suggest(emotion, with_text) for emotion in emotions)
+        raise ValueError(
+            f'no training clip with text of {", ".join(emotions)} in {cfg.source!r}, which has '
+            f'{", ".join(sort_emotions(with_text))}{hint}'
+        )
     references = {}
     for example in _target_placeholders(cfg, ['neutral'], placeholder):
         references.setdefault(example.speaker, []).append(example)
@@ -256,7 +261,7 @@ class Plan:
     updates: int                   # of the whole run
     epochs: float
     frames_per_update: float
-    micro_batches: int             # of the first update, for each process
+    micro_batches: int             # of the first step, for each process
     positions: int                 # of the largest micro-batch
     depth_frames: int              # of the largest micro-batch
     trained: int                   # parameters
@@ -276,7 +281,7 @@ def _work(conversations: list[list[Turn]]) -> float:
     return n_frames['depth'] + 0.25 * n_frames['c0']
 
 def _largest(updates: list) -> list[list[Turn]]:
-    "The micro-batch of most positions, then most depth frames, of all updates and processes"
+    "The micro-batch of most positions, then most depth frames, of all steps and processes"
     batches = [batch for processes in updates for process in processes for batch in process]
     return max(batches, key=lambda batch: (_n_positions(batch), count_frames(batch)['depth']))
 
@@ -324,18 +329,28 @@ def plan(
     )
 
 # %% ../../nbs/chapters/47_training.plan.ipynb #5417d2ab
+def _duration(hours: float) -> str:
+    return f'{hours:.1f} h' if hours >= 1 else f'{60 * hours:.1f} min'
+
+def _count(number: float) -> str:
+    return f'{number:.1f}' if number < 100 else f'{number:.0f}'
+
 def _plan_lines(plan: Plan, cfg) -> dict[str, str]:
     "What `format_plan` says below its title"
-    source = '(given)' if plan.tflops_given else "(a third of this machine's matrix product)"
+    speed = f'{plan.tflops:.3g} TFLOP/s'
+    where = (f'at the {speed} given' if plan.tflops_given else
+             f"on this machine ({speed}, a third of its matrix product; for your GPU: --tflops 50, say)")
     return {
-        'data': f'{plan.clips} training clips, {plan.hours_of_sound:.2f} h; {plan.rehearsal_clips} rehearsal '
-                f'clips for {cfg.rehearsal:.0%} of the frames, {plan.rehearsal_passes:.1f} passes over them; '
+        'data': f'{plan.clips} training clips, {_duration(plan.hours_of_sound)}; {plan.rehearsal_clips} '
+                f'rehearsal clips for {cfg.rehearsal:.0%} of the frames, '
+                f'{_count(plan.rehearsal_passes)} epochs of them; '
                 f'reference turns for {cfg.context:.0%} of the clips',
-        'updates': f'{plan.updates} of {cfg.batch} clips, {plan.epochs:.1f} epochs; '
-                   f'{plan.frames_per_update * FRAME_SECONDS:.0f} s of sound in {plan.micro_batches} '
-                   f'micro-batch(es), depth decoder on {cfg.depth_ratio:.3g} of the frames',
-        'time': f'{plan.hours:.2f} h: {plan.tflop_per_update:.3g} TFLOP per update at {plan.tflops:.3g} '
-                f'TFLOP/s {source}, without validation, samples and start',
+        'steps': f'{plan.updates} of {cfg.batch} clips, {_count(plan.epochs)} epochs; '
+                 f'{plan.frames_per_update * FRAME_SECONDS:.0f} s of sound in {plan.micro_batches} '
+                 f'micro-batch{"es" if plan.micro_batches > 1 else ""}, depth decoder on '
+                 f'{cfg.depth_ratio:.3g} of the frames',
+        'time': f'{_duration(plan.hours)} {where}: {plan.tflop_per_update:.3g} TFLOP per step, without '
+                'validation, samples and start',
     }
 
 # %% ../../nbs/chapters/47_training.plan.ipynb #5417d2aa

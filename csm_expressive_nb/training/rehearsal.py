@@ -46,7 +46,7 @@ def evaluation_sentences() -> list[str]:
         return json.loads(file.metadata()['evaluation'])
 
 # %% ../../nbs/chapters/43_training.rehearsal.ipynb #0b871fe2
-OWN_CLIPS = 200         # sentences of the shipped set that a base speaks where it rehearses its own speech
+OWN_CLIPS = 200         # sentences of the shipped set, for self-generated speech
 
 def neutral_examples(
     processor,

@@ -66,7 +66,7 @@ document.addEventListener('click', event => {
 });
 
 function playButton(clip) {
-  const title = `${clip.run}: ${clip.system} ${clip.emotion}, voice ${clip.voice}`;
+  const title = `${clip.run}: ${clip.system} ${clip.emotion || ''}, voice ${clip.voice}`;
   const button = element('button', `\u25b6 ${clip.seconds.toFixed(1)} s`, {className: 'play', title});
   button.dataset.sound = clip.sound;
   return button;
@@ -74,47 +74,81 @@ function playButton(clip) {
 
 // The table: a heading sorts, a second press turns the order. What was not measured stays at the end.
 
-const tableBody = document.querySelector('table.sort tbody');
-const headings = [...document.querySelectorAll('table.sort th')];
+const table = document.querySelector('table.sort');
+const tableBody = table.tBodies[0];
+const sortButtons = [...table.querySelectorAll('[data-sort]')];
 
 function compareValues(a, b) {
   const numbers = [Number(a), Number(b)];
   return numbers.some(Number.isNaN) ? a.localeCompare(b) : numbers[0] - numbers[1];
 }
 
-function sortBy(column) {
-  const heading = headings[column];
-  const ascending = heading.getAttribute('aria-sort') === 'descending';
-  const sign = ascending ? 1 : -1;
-  const value = row => row.children[column].dataset.v;
+function sortBy(column, ascending) {
+  const value = row => row.querySelector(`[data-column="${column}"]`).dataset.v;
   const rows = [...tableBody.rows];
   const measured = rows.filter(row => value(row) !== undefined);
   const missing = rows.filter(row => value(row) === undefined);
-  measured.sort((a, b) => sign * compareValues(value(a), value(b)));
+  measured.sort((a, b) => (ascending ? 1 : -1) * compareValues(value(a), value(b)));
   tableBody.append(...measured, ...missing);
-  headings.forEach(other => other.removeAttribute('aria-sort'));
-  heading.setAttribute('aria-sort', ascending ? 'ascending' : 'descending');
+  for (const button of sortButtons) {
+    const heading = button.parentElement;
+    heading.removeAttribute('aria-sort');
+    if (button.dataset.sort === column) heading.setAttribute('aria-sort', ascending ? 'ascending' : 'descending');
+  }
 }
 
-headings.forEach((heading, column) => {
-  heading.querySelector('button').onclick = () => sortBy(column);
-});
+for (const button of sortButtons) {
+  button.onclick = () => {
+    sortBy(button.dataset.sort, button.parentElement.getAttribute('aria-sort') === 'descending');
+  };
+}
+
+fillSelect(byId('sort-by'), sortButtons.map(button => button.dataset.sort), sortButtons.map(button => button.textContent));
+byId('sort-by').oninput = event => sortBy(event.target.value, event.target.value === 'run');
 
 byId('filter').oninput = event => {
   const words = event.target.value.toLowerCase();
   for (const row of tableBody.rows) {
-    const names = [...row.children].slice(0, 3).map(cell => cell.textContent.toLowerCase());
-    row.hidden = !names.some(name => name.includes(words));
+    row.hidden = !row.cells[0].textContent.toLowerCase().includes(words);
   }
 };
 
-// Listening: a row per sentence, voice and seed; a column for the base, each run and emotion, and recordings.
+// Columns that are picked, and the base's values in table and charts
+
+function showColumn(name, isShown) {
+  table.querySelectorAll(`[data-column="${name}"]`).forEach(cell => { cell.hidden = !isShown; });
+}
+
+function fitGroups() {
+  for (const heading of table.querySelectorAll('[data-group]')) {
+    const columns = [...table.querySelectorAll('thead [data-of]')];
+    const shown = columns.filter(column => column.dataset.of === heading.dataset.group && !column.hidden);
+    heading.colSpan = Math.max(1, shown.length);
+    heading.hidden = !shown.length;
+  }
+}
+
+for (const box of document.querySelectorAll('.picker input')) {
+  box.oninput = () => {
+    showColumn(box.dataset.column, box.checked);
+    fitGroups();
+  };
+}
+fitGroups();
+
+byId('bases').oninput = () => {
+  document.body.classList.toggle('no-bases', !byId('bases').checked);
+  redraw();
+};
+
+// Listening: a row per sentence, voice and seed; a column for the base, each run and emotion, and reference clips.
 
 const ROWS_PER_STEP = 50;
 let rowLimit = ROWS_PER_STEP;
 
 function columnOf(clip) {
-  if (clip.system === 'base' || clip.system === 'recordings') return clip.system;
+  if (clip.system === 'base') return clip.system;
+  if (clip.system === 'recordings') return 'reference clips';
   return clip.run === clip.emotion ? clip.run : `${clip.run}: ${clip.emotion}`;
 }
 
@@ -139,17 +173,17 @@ function groupBySentence(clips) {
   return groups;
 }
 
-// the base first, recordings last
+// the base first, reference clips last
 function orderColumns(a, b) {
-  return (b === 'base') - (a === 'base') || (a === 'recordings') - (b === 'recordings');
+  return (b === 'base') - (a === 'base') || (a === 'reference clips') - (b === 'reference clips');
 }
 
 function sentenceRow(key, clips, columns) {
   const [text, voice] = JSON.parse(key);
   const row = element('tr');
-  row.append(element('td', text, {className: 'text'}), element('td', voice));
+  row.append(element('td', text, {className: 'text'}), labelled(element('td', voice), 'voice'));
   for (const column of columns) {
-    const cell = element('td');
+    const cell = labelled(element('td'), column);
     const inColumn = clips.filter(clip => columnOf(clip) === column);
     for (const sound of unique(inColumn.map(clip => clip.sound))) {
       cell.append(playButton(inColumn.find(clip => clip.sound === sound)));
@@ -157,6 +191,12 @@ function sentenceRow(key, clips, columns) {
     row.append(cell);
   }
   return row;
+}
+
+// what a phone writes beside the value
+function labelled(cell, label) {
+  cell.dataset.label = label;
+  return cell;
 }
 
 function headingRow(names) {
@@ -199,8 +239,8 @@ function intensityTable() {
   const sentences = unique(clips.map(keyOf));
   const scales = unique(clips.map(clip => clip.scale)).sort((a, b) => a - b);
 
-  function cell(clip) {
-    const td = element('td');
+  function cell(clip, scale) {
+    const td = labelled(element('td'), `scale ${scale}`);
     td.append(clip ? playButton(clip) : element('span', 'not spoken', {className: 'none'}));
     return td;
   }
@@ -211,7 +251,7 @@ function intensityTable() {
       const row = element('tr');
       const at = scale => clips.find(
         clip => columnOf(clip) === name && clip.scale === scale && keyOf(clip) === sentence);
-      row.append(element('th', name), ...scales.map(scale => cell(at(scale))));
+      row.append(element('td', name, {className: 'text'}), ...scales.map(scale => cell(at(scale), scale)));
       return row;
     });
     byId('scales').replaceChildren(headingRow(['', ...scales]));
@@ -231,63 +271,99 @@ if (byId('dial')) intensityTable();
 
 // Charts: drawn when they come into sight, in the colours of the page.
 
-const drawn = new Set();
+const INK = '#1b1b1b';                                 // what figures call the colour of text
+const drawn = new Map();                               // what is drawn, by the element it is in
 
 function colour(name) {
   return getComputedStyle(document.documentElement).getPropertyValue('--' + name).trim();
 }
 
-function drawChart(id) {
-  const figure = data.charts[id][byId('plot-' + id).dataset.name];
-  const axis = {gridcolor: colour('line'), zerolinecolor: colour('soft'), linecolor: colour('soft')};
+function runningMean(values, n) {
+  let sum = 0;
+  return values.map((value, i) => {
+    sum += value - (i >= n ? values[i - n] : 0);
+    return sum / Math.min(i + 1, n);
+  });
+}
+
+function smooth(trace) {
+  const n = Number(byId('smoothing').value);
+  if (trace.meta !== 'smooth' || n < 2) return trace;
+  if (trace.z) return {...trace, z: trace.z.map(row => runningMean(row, n))};
+  return {...trace, y: runningMean(trace.y, n)};
+}
+
+function drawChart(plot, figure) {
+  const inked = JSON.parse(JSON.stringify(figure).replaceAll(INK, colour('text')));
+  const axis = {gridcolor: colour('line'), zerolinecolor: colour('soft'), linecolor: colour('soft'), automargin: true};
+  const hasNames = (inked.layout.annotations || []).length > 0;
   const layout = {
-    ...figure.layout,
+    ...inked.layout,
     paper_bgcolor: 'rgba(0,0,0,0)',
     plot_bgcolor: 'rgba(0,0,0,0)',
     font: {color: colour('text'), family: 'system-ui, sans-serif', size: 13},
-    margin: {l: 70, r: 20, t: 20, b: 60},
-    showlegend: true,
-    legend: {orientation: 'h', y: 1.12},
-    xaxis: {...figure.layout.xaxis, ...axis},
-    yaxis: {...figure.layout.yaxis, ...axis},
+    margin: {l: 60, r: hasNames ? 90 : 20, t: 20, b: 50},
+    legend: {orientation: 'h', y: 1.18},
+    xaxis: {...inked.layout.xaxis, ...axis},
+    yaxis: {...inked.layout.yaxis, ...axis},
   };
-  Plotly.react('plot-' + id, figure.data, layout, {responsive: true, displaylogo: false});
+  const isShown = trace => byId('bases').checked || trace.meta !== 'base';
+  const config = {responsive: true, displaylogo: false, displayModeBar: plot.id === 'plot-training'};
+  plot.style.height = `${layout.height || 380}px`;
+  Plotly.react(plot, inked.data.filter(isShown).map(smooth), layout, config);
+  drawn.set(plot, figure);
 }
 
-function drawOnce(id) {
-  if (drawn.has(id)) return;
-  drawn.add(id);
-  drawChart(id);
+function redraw() {
+  drawn.forEach((figure, plot) => drawChart(plot, figure));
 }
 
 const sight = new IntersectionObserver(entries => {
   for (const entry of entries) {
-    if (entry.isIntersecting) drawOnce(entry.target.id.slice('plot-'.length));
+    if (entry.isIntersecting && !drawn.has(entry.target)) drawChart(entry.target, entry.target.figure);
   }
 }, {rootMargin: '300px'});
 
-for (const select of document.querySelectorAll('select[data-chart]')) {
-  const id = select.dataset.chart;
-  const plot = byId('plot-' + id);
-  const names = Object.keys(data.charts[id] || {});
-  if (!names.length) {
-    plot.textContent = 'Nothing to draw: no run has it.';
-    select.parentNode.hidden = true;
-    continue;
-  }
-  fillSelect(select, names);
-  plot.dataset.name = names[0];
-  select.oninput = () => {
-    plot.dataset.name = select.value;
-    drawChart(id);
-  };
-  sight.observe(plot);
+for (const place of document.querySelectorAll('.multiples')) {
+  const figures = Object.entries(data.charts[place.dataset.charts] || {});
+  if (!figures.length) place.textContent = 'Nothing to draw: no run has it.';
+  figures.forEach(([name, figure], i) => {
+    const block = element('div');
+    const plot = element('div', '', {className: 'chart', id: `plot-${place.dataset.charts}-${i}`, figure});
+    plot.setAttribute('role', 'img');
+    plot.setAttribute('aria-label', name);
+    plot.style.height = `${figure.layout.height || 380}px`;
+    block.append(element('h3', name), plot);
+    place.append(block);
+    sight.observe(plot);
+  });
 }
 
-matchMedia('(prefers-color-scheme: dark)').onchange = () => drawn.forEach(drawChart);
+const curves = data.charts.training;
+const training = byId('plot-training');
+
+function showCurve() {
+  training.figure = curves[byId('curve').value];
+  drawChart(training, training.figure);
+}
+
+if (Object.keys(curves).length) {
+  fillSelect(byId('curve'), Object.keys(curves));
+  training.figure = curves[byId('curve').value];
+  byId('curve').oninput = showCurve;
+  byId('smoothing').oninput = () => {
+    byId('smoothed').textContent = byId('smoothing').value;
+    showCurve();
+  };
+  sight.observe(training);
+} else {
+  training.textContent = 'Nothing to draw: no run has a training log.';
+}
+
+matchMedia('(prefers-color-scheme: dark)').onchange = redraw;
 
 onbeforeprint = () => {
-  for (const [id, figures] of Object.entries(data.charts)) {
-    if (byId('plot-' + id) && Object.keys(figures).length) drawOnce(id);
+  for (const plot of document.querySelectorAll('.chart')) {
+    if (plot.figure && !drawn.has(plot)) drawChart(plot, plot.figure);
   }
 };
