@@ -18,24 +18,8 @@ PHONE = dict(width=390, height=844)
 CONTRAST = 4.5  # WCAG 2.2, level AA, text of any size
 LOADED = dict(script='src', img='src', iframe='src', audio='src', source='src', video='src')
 FOREIGN_STYLE = re.compile(r'(?:@import\s+(?:url\()?|\burl\()["\']?(https?://[^"\')\s]+)')
-# every text that is seen, as [contrast, text, does it belong to the page's own content]; a background may let
-# the one behind it through
-MEASURE = """() => {
-  const parse = colour => {
-    const [r, g, b, a = 1] = colour.replace(/^color\\(srgb/, '').match(/[\\d.]+/g).map(Number)
-    return colour.startsWith('color(') ? [r * 255, g * 255, b * 255, a] : [r, g, b, a]
-  }
-  const over = (top, below) => [0, 1, 2].map(i => top[i] * top[3] + below[i] * (1 - top[3])).concat(1)
-  const linear = v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4
-  const luminance = colour => {
-    const [r, g, b] = colour.slice(0, 3).map(v => linear(v / 255))
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b
-  }
-  const background = element => {
-    if (!element) return [255, 255, 255, 1]
-    const own = parse(getComputedStyle(element).backgroundColor)
-    return own[3] === 1 ? own : over(own, background(element.parentElement))
-  }
+# every text that is seen, as [contrast, text, does it belong to the page's own content]
+MEASURE = f"""() => {{{browser.CONTRAST}""" + """
   const result = []
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT)
   while (walker.nextNode()) {
@@ -43,10 +27,8 @@ MEASURE = """() => {
     if (!text || !element.checkVisibility({opacityProperty: true, visibilityProperty: true})) continue
     const box = element.getBoundingClientRect()
     if (box.width < 2 || box.height < 2 || element.closest('script, style, svg, .visually-hidden')) continue
-    const behind = background(element), colour = over(parse(getComputedStyle(element).color), behind)
-    const [low, high] = [luminance(behind), luminance(colour)].sort((a, b) => a - b)
     const own = !!element.closest('#quarto-document-content')
-    result.push([(high + 0.05) / (low + 0.05), text.slice(0, 40), own])
+    result.push([contrast(element), text.slice(0, 40), own])
   }
   return result
 }"""

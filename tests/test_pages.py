@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd, pytest, soundfile as sf
 
-from browser import browser, need_browser
+from browser import CONTRAST, browser, need_browser
 from run_folders import ROOT, SAMPLE_RATE, run_folder
 from csm_expressive_nb.core.config import EmotionConfig, ExpressiveConfig, RetentionConfig, make_config
 from csm_expressive_nb.core.files import atomic_write, read_json
@@ -98,35 +98,14 @@ def pages(tmp_path_factory) -> dict[str, Path]:
 def chrome():
     with browser() as chromium: yield chromium
 
-MEASURE = """() => {
-  const luminance = ([r, g, b]) => [r, g, b].map(v => v / 255).map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-  const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
-  const parse = colour => {
-    canvas.clearRect(0, 0, 1, 1);
-    canvas.fillStyle = colour;
-    canvas.fillRect(0, 0, 1, 1);
-    return [...canvas.getImageData(0, 0, 1, 1).data];
-  };
-  const ground = element => {
-    for (let e = element; e; e = e.parentElement) {
-      const colour = parse(getComputedStyle(e).backgroundColor);
-      if (colour[3] === 255) return colour;
-    }
-    return [255, 255, 255, 255];
-  };
+MEASURE = f"""() => {{{CONTRAST}""" + """
   const faint = [];
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   while (walker.nextNode()) {
     const node = walker.currentNode, element = node.parentElement;
     if (!node.data.trim() || !element.checkVisibility() || element.closest('svg, script, style, option')) continue;
     if (element.matches('button:disabled')) continue;
-    let opacity = 1;
-    for (let e = element; e; e = e.parentElement) opacity *= Number(getComputedStyle(e).opacity);
-    const back = ground(element), front = parse(getComputedStyle(element).color);
-    const seen = front.slice(0, 3).map((v, i) => v * opacity + back[i] * (1 - opacity));
-    const [dark, light] = [luminance(seen), luminance(back)].sort((a, b) => a - b);
-    const ratio = (light + 0.05) / (dark + 0.05);
+    const ratio = contrast(element);
     if (ratio < 4.5) faint.push([node.data.trim().slice(0, 40), Math.round(10 * ratio) / 10]);
   }
   const boxes = selector => [...document.querySelectorAll(selector)].filter(e => e.checkVisibility());

@@ -14,9 +14,9 @@ from typing import Annotated
 
 import typer, yaml
 
-from ..core.files import assets, root
+from ..core.files import root
 from ..core.machine import gpu_memory
-from ..core.models import has_csm_1b_settings
+from ..core.models import fitting_size, has_csm_1b_settings
 from csm_expressive_nb.core.config import (
     EMOTIONS, EmotionConfig, ExpressiveConfig, load_config, make_config, require_model, sort_emotions,
 )
@@ -32,10 +32,8 @@ def choose_memory(
     if not has_csm_1b_settings(model): return memory, ''
     found = gpu_memory() if memory is None else memory
     if found is None: return None, 'settings of a 12 GB card (no GPU here; --memory picks others)'
-    sizes = yaml.safe_load(assets('configs/csm-1b.yaml').read_text(encoding='utf-8'))['memory']
-    fitting = [size for size in sizes if size <= found]
-    if fitting and found not in sizes:
-        return found, f'no settings for {found} GB: those of {max(fitting)} GB are used'
+    size = fitting_size(found)
+    if size != found: return found, f'no settings for {found} GB: those of {size} GB are used'
     return found, '' if memory else f'settings for a GPU of {found} GB, which is here (another: --memory)'
 
 # %% ../../nbs/chapters/89a_commands.training.ipynb #0a96524c

@@ -24,6 +24,7 @@ from ..core.files import atomic_write
 from ..core.runs import read_curves
 from ..data.audio import SR, track_f0
 from ..evaluation.stats import wilson
+from .html import QUANTITY_LABELS
 
 # %% ../../nbs/chapters/71_report.figures.ipynb #7cee8128
 INK = '#1b1b1b'          # text, axes and reference clips
@@ -323,7 +324,7 @@ def prosody_transfer_figure(
     labels = []
     for row in rows:
         quantity, unit = row['unit'].split(', ')
-        quantity = dict(level='RMS level', rate='speaking rate').get(quantity, quantity)
+        quantity = QUANTITY_LABELS.get(quantity, quantity)
         labels.append(f"{quantity} ({row['corpus_shift']:+.1f} {unit})")
     ax.set_yticks(y, labels)
     ax.set(xlabel=f'prosody transfer ratio, neutral to {emotion}', ylim=(-0.5, len(rows) - 0.4))

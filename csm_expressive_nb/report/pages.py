@@ -15,7 +15,7 @@ from ..core.files import assets, atomic_write
 from ..core.run import Run
 from ..model.csm import emotion_tag
 from ..evaluation.stats import format_interval
-from .html import player, write_html
+from .html import QUANTITY_LABELS, player, write_html
 from .verdict import verdict_strip
 
 # %% ../../nbs/chapters/72_report.pages.ipynb #5edea2dc
@@ -67,14 +67,12 @@ def _word_rows(report: dict) -> list[dict]:
     ]
 
 # %% ../../nbs/chapters/72_report.pages.ipynb #6fd4f6cc
-_QUANTITIES = dict(level='RMS level', rate='speaking rate')      # in full what older reports shorten
-
 def _prosody_rows(report: dict) -> list[dict]:
     "How far prosody moves, as a share of the shift of the reference clips"
     rows = []
     for shift in report['prosody_shift'].values():
         name, unit = shift['unit'].split(', ')
-        name, ratio = _QUANTITIES.get(name, name), shift['transfer_ratio']
+        name, ratio = QUANTITY_LABELS.get(name, name), shift['transfer_ratio']
         notes = (
             f"1: as far as the reference clips; they shift {shift['corpus_shift']:+.2f} {unit}, "
             f"samples {shift['shift']['value']:+.2f}"
