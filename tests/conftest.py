@@ -9,6 +9,14 @@ def pytest_configure(config):
     config.addinivalue_line(
         'markers', 'slow: takes more than about five seconds alone; `pytest -m "not slow"` leaves it out'
     )
+    config.addinivalue_line('markers', 'long: minutes; run once per issue by .ci/long')
+
+def pytest_collection_modifyitems(config, items):
+    "Long tests run where `-m` names them; elsewhere they are left out, and counted as such"
+    if 'long' in config.getoption('markexpr'): return
+    long = [item for item in items if item.get_closest_marker('long')]
+    items[:] = [item for item in items if item not in set(long)]
+    if long: config.hook.pytest_deselected(items=long)
 
 @pytest.fixture
 def short_speech(monkeypatch):

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from csm_expressive_nb.data import codec, codes, corpora, dataset, download, folders, readers, splits, tables
 from csm_expressive_nb.data.audio import load_audio, rms_db, trim
+from csm_expressive_nb.data.merge import merge
 from csm_expressive_nb.core.files import assets
 from csm_expressive_nb.core.config import EMOTIONS
 
@@ -344,7 +345,7 @@ def test_the_same_sound_in_another_format_is_found_when_merging(tmp_path):
         lines.append(f'{name[:-4]}.flac,{text},{emotion},spk_{speaker}')
     (flac / 'metadata.csv').write_text('\n'.join(lines))
     parts = [dataset.prepare(folder, tmp_path / f'd{folder.name}').folder for folder in (wav, flac)]
-    merged = dataset.merge(parts, tmp_path / 'm')
+    merged = merge(parts, tmp_path / 'm')
     assert len(merged.clips) == 24 and len({clip.audio_sha256 for clip in merged.clips}) == 24
     assert merged.info['quarantined'] == 24 and {clip.corpus for clip in merged.clips} == {'a'}
 
@@ -383,6 +384,8 @@ def test_a_finished_dataset_is_not_half_replaced(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(os, 'replace', stop_at_test)
+        dataset.prepare(folder, tmp_path / 'ds')        # what is whole is left alone
+        next((tmp_path / 'ds/data').glob('train-*')).write_bytes(b'damaged')
         with pytest.raises(KeyboardInterrupt): dataset.prepare(folder, tmp_path / 'ds')
     with pytest.raises(tables.CorpusError, match='run the same command again'):
         dataset.Dataset(tmp_path / 'ds')

@@ -107,7 +107,8 @@ def test_a_factored_penalty_makes_no_matrix_of_the_full_size(tiny):
 
 def test_a_cached_fisher_comes_to_the_device_of_the_model(tiny, tmp_path, monkeypatch):
     model, _ = load_csm(str(tiny))
-    options = dict(base='x', kind='factored', folder=tmp_path, show=False)
+    monkeypatch.setenv('CSM_EXPRESSIVE_CACHE', str(tmp_path))
+    options = dict(base='x', kind='factored', show=False)
     cached_fisher(model, examples(2), **options)
     moved = []
     monkeypatch.setattr(Fisher, 'to', lambda self, device: moved.append(str(device)) or self)

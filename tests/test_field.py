@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from csm_expressive_nb import cli
 from csm_expressive_nb.data import corpora, dataset, folders, readers, splits, tables
+from csm_expressive_nb.data.merge import merge
 
 TEXTS = ('We cleaned the old window.', 'The road was closed.', 'She came back late.',
          'Nobody saw the letter.', 'It rained.')
@@ -335,6 +336,40 @@ def test_suffixes_of_the_publishers_are_compared_without_case(tmp_path):
     (tmp_path / 'metadata.CSV').write_text('file,emotion\nr,sad\n', encoding='utf-8')
     assert [path.name for path in folders.Folder.tables(tmp_path)] == ['metadata.CSV']
 
+# ---- 17: an emotion that this project has no word for ------------------------------------------------------
+
+def test_emodb_is_accepted_as_published(tmp_path):
+    codes = ['W'] * 4 + ['N'] * 4 + ['L'] * 3
+    for i, code in enumerate(codes):
+        tone(tmp_path / f'a/wav/03a0{1 + i % 2}{code}{"abcd"[i % 4]}.wav', i, rate=16_000)
+    corpus = read(tmp_path / 'a', 'emodb').accept(0.1)
+    assert len(corpus.clips) == 8
+    assert corpus.reasons() == dict(unknown_emotion=3)
+    # a label that the publisher does not have is another matter
+    for i in range(2): tone(tmp_path / f'a/wav/03a01X{"ab"[i]}.wav', 20 + i, rate=16_000)
+    assert_refused(tmp_path / 'a', '2 of 10 recordings', 'emodb')
+
+# ---- 19: channels that cancel each other -------------------------------------------------------------------
+
+def test_a_channel_that_is_upside_down_has_a_reason_of_its_own(tmp_path):
+    own(tmp_path / 'a', table())
+    for i in range(3):
+        sound, rate = sf.read(tmp_path / f'a/0{i}.wav')
+        other = -sound if i else sound
+        sf.write(tmp_path / f'a/0{i}.wav', np.stack([sound, 0.98 * other], 1), rate)
+    corpus = read(tmp_path / 'a')
+    assert corpus.reasons() == dict(cancelled=2)
+    assert 'keep one of them' in corpus.quarantine[0].detail
+
+# ---- 21: a chapter among sentences -------------------------------------------------------------------------
+
+def test_a_clip_that_no_model_can_take_is_named(tmp_path):
+    own(tmp_path / 'a', table())
+    tone(tmp_path / 'a/05.wav', 5, seconds=100, rate=8000)
+    result = command('prepare', 'folder', '--source', tmp_path / 'a', '--out', tmp_path / 'out')
+    assert 'too long for nano, which takes 81 s: 05.wav (100 s); cut them into sentences' in result.output
+    assert 'too long for csm-1b' not in result.output
+
 # ---- 15: links ---------------------------------------------------------------------------------------------
 
 def test_a_folder_is_visited_once(tmp_path):
@@ -381,7 +416,7 @@ def test_one_person_stays_one_when_datasets_are_merged(tmp_path):
         for i, row in enumerate(rows):
             tone(tmp_path / name / row.file, i + seed)
         dataset.prepare(tmp_path / name, tmp_path / f'd{name}', reader=dict(name='mine'))
-    merged = dataset.merge([tmp_path / 'da', tmp_path / 'db'], tmp_path / 'm')
+    merged = merge([tmp_path / 'da', tmp_path / 'db'], tmp_path / 'm')
     assert {clip.speaker for clip in merged.clips} == {'Ann'}
     assert len({clip.split for clip in merged.clips}) == 1
     assert len(merged.clips) == 24
@@ -396,7 +431,7 @@ def test_one_person_stays_one_when_speakers_are_split(tmp_path):
     assert len(set(chosen)) == 2
 
 def test_notes_are_said_when_a_folder_is_prepared_on_the_way(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(dataset, 'root', lambda: tmp_path)
+    monkeypatch.setenv('CSM_EXPRESSIVE_CACHE', str(tmp_path / 'cache'))
     own(tmp_path / 'a', table(head='file,text,emotion,spaeker'))
     dataset.open_dataset(tmp_path / 'a')
     assert 'note: metadata.csv: not understood and not used: column spaeker' in capsys.readouterr().out

@@ -307,6 +307,12 @@ def check_estimate(outcome: Outcome):
     assert gib > 0.01
     assert re.search(r'time +[\d.]+ (h|min)', outcome.printed)
 
+@checks('doctor')
+def check_doctor(outcome: Outcome):
+    assert re.search(r'^ok +packages: csm_expressive_nb [\d.]+, torch', outcome.printed, re.M)
+    assert re.search(r'datasets +[\d.,]+ MB', outcome.printed)
+    assert 'no problem found' in outcome.printed
+
 @checks('data prepare', 'data merge')
 def check_dataset(outcome: Outcome):
     folder = outcome.options['out']

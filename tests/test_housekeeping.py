@@ -138,3 +138,13 @@ def test_a_report_is_left_to_papermill_and_its_imports_exist(path):
     assert ours
     for module, name in ours:
         assert hasattr(importlib.import_module(module), name)
+
+
+def test_the_table_of_faults_names_tests_that_exist():
+    text = read('tests/FAULTS.md')
+    for file, name in re.findall(r'(test_\w+\.py)::(\w+)', text):
+        assert f'\ndef {name}(' in read(f'tests/{file}'), f'{file}::{name}'
+    for number in re.findall(r'chapter (\d\d\w?)', text):
+        assert len([*ROOT.glob(f'nbs/chapters/{number}_*.ipynb')]) == 1, number
+    guarded = re.findall(r'^\|.*(?:::\w+|chapter \d\d).*\|$', text, re.MULTILINE)
+    assert len(guarded) >= 80

@@ -129,7 +129,6 @@ def test_a_resumed_run_ends_with_the_same_bytes(settings, tmp_path):
     fit_emotion(*load_csm(), undisturbed, **settings)
     shutil.copytree(undisturbed, interrupted)
     shutil.rmtree(interrupted / 'adapter')
-    (interrupted / 'config.yaml').unlink()
     (last,) = interrupted.glob('checkpoints/00000006-*')
     last.unlink()
     fit_emotion(*load_csm(), interrupted, **settings)

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from ..core.files import counted
+from ..core.files import counted, remove_leftovers
 
 # %% ../../nbs/chapters/89b_commands.speaking.ipynb #dfafaaac
 _SECONDS_PER_LETTER = 0.07
@@ -57,6 +57,7 @@ def _speak_text(speaker, text: str, out: Path, settings: dict):
     started = time.perf_counter()
     speech = speaker.say(text, **settings)
     seconds = len(speech.audio) / 24_000
+    remove_leftovers(out.parent, deep=False)
     speech.save(out)
     work = time.perf_counter() - started
     typer.echo(
@@ -68,7 +69,7 @@ def _speak_text(speaker, text: str, out: Path, settings: dict):
 # %% ../../nbs/chapters/89b_commands.speaking.ipynb #a74466bc
 def _stream_text(speaker, text: str, kind: str, settings: dict):
     "One text to standard output, while it is spoken"
-    if sys.stdout.isatty():
+    if sys.stdout is None or sys.stdout.isatty():
         raise ValueError(
             '--stream writes sound to standard output: send it to a player, as in | ffplay -nodisp -'
         )
@@ -96,6 +97,16 @@ def _require_adapters(adapters: list[str]):
         raise FileNotFoundError(
             f'{adapter} does not exist: name a finished run, its adapter, or a hub id (owner/name)'
         )
+
+# %% ../../nbs/chapters/89b_commands.speaking.ipynb #e32230cd
+def _given_text(text: str) -> str:
+    "The text of the command line, or of standard input for -; ValueError where it cannot be read"
+    if text == '-' and sys.stdin is None: raise ValueError('- reads standard input, which is closed')
+    try:
+        if text == '-': text = sys.stdin.read()
+        text.encode()
+    except UnicodeError: raise ValueError('the text is no UTF-8: save it as UTF-8') from None
+    return text
 
 # %% ../../nbs/chapters/89b_commands.speaking.ipynb #1886b2e1
 def speak(
@@ -136,7 +147,9 @@ def speak(
     ] = None,
     stream: Annotated[
         Literal['wav', 'raw'] | None,
-        typer.Option(help='To standard output while it is spoken; raw is 16-bit mono at 24 kHz.'),
+        typer.Option(
+            case_sensitive=False, help='To standard output while it is spoken; raw is 16-bit mono at 24 kHz.'
+        ),
     ] = None,
 ):
     """Speak a text with an adapter in a voice: to a file, to a player, or a whole script. Scripts are
@@ -147,7 +160,7 @@ def speak(
         raise ValueError('--stream is for a text: a script goes to a folder (--out)')
     from csm_expressive_nb.speech.generation import Sampling
     from csm_expressive_nb.speech.speaker import Speaker
-    if text == '-': text = sys.stdin.read()
+    text = _given_text(text)
     settings = dict(voice=voice, voice_text=voice_text, emotion=emotion, seed=seed)
     settings['intensity'] = parse_intensity(intensity, text)
     _require_adapters(adapter)

@@ -18,7 +18,8 @@ from ..core.files import root
 from ..core.machine import gpu_memory
 from ..core.models import fitting_size, has_csm_1b_settings
 from csm_expressive_nb.core.config import (
-    EMOTIONS, EmotionConfig, ExpressiveConfig, load_config, make_config, require_model, sort_emotions,
+    EMOTIONS, EmotionConfig, ExpressiveConfig, load_config, make_config, parse_yaml,
+    read_settings_file, require_model, sort_emotions,
 )
 
 # %% ../../nbs/chapters/89a_commands.training.ipynb #a41c0bdc
@@ -48,8 +49,9 @@ def read_settings(
     if config:
         if not Path(config).exists():
             raise FileNotFoundError(f'{config} does not exist: give a YAML file')
-        values = yaml.safe_load(Path(config).read_text(encoding='utf-8')) or {}
-    model = options.get('model') or dict(values).get('model') or cls.model_fields['model'].default
+        values = read_settings_file(config)
+    model = options.get('model') or values.get('model') or cls.model_fields['model'].default
+    if not isinstance(model, str): raise ValueError(f'model = {model!r}: write a name in quotes')
     require_model(model)
     memory, note = choose_memory(model, memory)
     if note: typer.echo(f'note: {note}', err=True)
@@ -62,7 +64,7 @@ def parse_overrides(items: list[str]) -> dict:
     for item in items:
         name, equals, value = item.partition('=')
         if not equals: raise ValueError(f'--set {item}: write name=value')
-        overrides[name.strip()] = yaml.safe_load(value)
+        overrides[name.strip()] = parse_yaml(value, f'--set {item}')
     return overrides
 
 # %% ../../nbs/chapters/89a_commands.training.ipynb #d88f8da7

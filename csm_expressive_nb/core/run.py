@@ -14,9 +14,11 @@ from fastcore.basics import patch
 from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
-from .files import atomic_write, read_json, read_json_lines, write_json
+from csm_expressive_nb.core.files import (
+    DamagedFile, append_line, atomic_write, counted, read_json, read_json_lines, remove_leftovers, write_json,
+)
 from .machine import collect_environment
-from .config import describe_changes
+from .config import describe_changes, read_settings_file
 
 # %% ../../nbs/chapters/03_core.run.ipynb #c99a0343
 class Occupied(BlockingIOError):
@@ -32,9 +34,9 @@ def _name_holder(note: Path) -> str:
     "The process in a claim's JSON file: `process 4711`, and `on HOST` if that is another machine"
     try:
         holder = read_json(note)
-    except (OSError, ValueError): return 'another process'
-    machine = '' if holder['host'] == platform.node() else f' on {holder["host"]}'
-    return f'process {holder["pid"]}{machine}'
+        machine = '' if holder['host'] == platform.node() else f' on {holder["host"]}'
+        return f'process {holder["pid"]}{machine}'
+    except (OSError, ValueError, KeyError, TypeError): return 'another process'
 
 # %% ../../nbs/chapters/03_core.run.ipynb #0e9a6060
 class Claim:
@@ -47,6 +49,7 @@ class Claim:
         except Timeout:
             raise Occupied(f'{_name_holder(note)} is {work} in {folder}: wait for its end, or end it '
                            f'(a notebook keeps its folder until its kernel ends)') from None
+        remove_leftovers(folder)
         write_json(note, dict(pid=os.getpid(), host=platform.node()))
         # runs at `release`, when this object is deleted, or when the interpreter exits
         self.end = weakref.finalize(self, _release_claim, lock, note, os.getpid())
@@ -95,11 +98,16 @@ def _resolve_folders(settings: dict) -> dict:
             resolved[name] = str(Path(value).resolve())
     return settings | resolved
 
+# what papermill or a shell writes into a run folder beside the run; broken links have no size
+_BESIDE = '.ipynb', '.log', '.out'
+
 def _has_updates(folder: Path) -> bool:
     "Whether a run folder holds more than a failed start leaves behind; empty files do not count"
-    entries = [path for path in folder.iterdir() if not path.name.startswith('.')]
-    return any(path.is_dir() or path.stat().st_size for path in entries if path.name not in _START_FILES)
+    entries = [path for path in folder.iterdir() if not path.name.startswith('.') and path.exists()]
+    entries = [path for path in entries if path.name not in _START_FILES and path.suffix not in _BESIDE]
+    return any(path.is_dir() or path.stat().st_size for path in entries)
 
+# %% ../../nbs/chapters/03_core.run.ipynb #e48490e1
 def _clear_start(folder: Path):
     "Remove the files of a failed start, but for the two that are rewritten anyway"
     for name in _START_FILES - {'config.yaml', 'environment.json'}:
@@ -107,14 +115,29 @@ def _clear_start(folder: Path):
         else: (folder / name).unlink(missing_ok=True)
 
 # %% ../../nbs/chapters/03_core.run.ipynb #5e77c0f1
+def _has_log(folder: Path) -> bool:
+    log = folder / 'metrics.jsonl'
+    return log.is_file() and log.stat().st_size > 0
+
+def _read_previous(file: Path) -> dict:
+    "The settings that a folder was made with; ValueError where they are not there"
+    settings = read_settings_file(file) if file.exists() else {}
+    if not settings: raise ValueError(f'{file} holds no settings')
+    return settings
+
 def _changed_settings(folder: Path, cfg: BaseModel) -> str:
     "What differs between `cfg` and the settings that a folder was made with; empty: nothing"
     file = folder / 'config.yaml'
-    if not file.exists(): return ''
-    previous = _resolve_folders(yaml.safe_load(file.read_text(encoding='utf-8')))
+    if not file.exists() and not _has_log(folder): return ''
+    try:
+        previous = _resolve_folders(_read_previous(file))
+    except ValueError as error:
+        if not _has_updates(folder): return str(error)        # of a failed start: written anew
+        raise ValueError(f'{error}: restore it, choose another `out`, or remove that folder') from None
     settings = _resolve_folders(cfg.model_dump())
     return describe_changes(previous | dict(out=''), settings | dict(out=''))
 
+# %% ../../nbs/chapters/03_core.run.ipynb #a471305b
 def check_folder(folder: str | Path, cfg: BaseModel):
     "ValueError if the folder holds steps of other settings; writes nothing"
     changes = _changed_settings(Path(folder), cfg)
@@ -178,8 +201,7 @@ def log_to(
     **values,      # the content of the line
 ):
     "Append one line to a file of JSON lines"
-    with open(self / name, 'a', encoding='utf-8') as file:
-        file.write(json.dumps(values, sort_keys=True) + '\n')
+    append_line(self.path / name, json.dumps(values, sort_keys=True))
 
 # %% ../../nbs/chapters/03_core.run.ipynb #5b64b8eb
 @patch
@@ -198,6 +220,11 @@ def metrics(
 # %% ../../nbs/chapters/03_core.run.ipynb #9095e67b
 @patch
 def rewind(self: Run, step: int):
-    "Remove the lines of step `step` and later, which a resumed run writes again"
-    lines = [json.dumps(line, sort_keys=True) for line in self.lines('metrics.jsonl') if line['step'] < step]
-    atomic_write(self / 'metrics.jsonl', ''.join(f'{line}\n' for line in lines))
+    "Remove the lines of step `step` and later, which a resumed run writes again; damaged ones go, too"
+    for name in ('metrics.jsonl', 'speed.jsonl'):
+        damaged = []
+        lines = [line for line in read_json_lines(self.path / name, damaged) if line.get('step', step) < step]
+        if damaged: print(f'note: {self.path / name} has lost {counted(len(damaged), "line")} (damaged)')
+        if lines or name == 'metrics.jsonl':
+            text = ''.join(json.dumps(line, sort_keys=True) + '\n' for line in lines)
+            atomic_write(self / name, text)

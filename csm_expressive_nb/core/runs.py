@@ -9,7 +9,7 @@ __all__ = ['GONE', 'CONFIGURATIONS', 'READ_ERRORS', 'read_settings', 'run_kind',
            'find_adapter_runs']
 
 # %% ../../nbs/chapters/04_core.runs.ipynb #4e72592a
-import csv, re, shlex
+import csv, os, re, shlex
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +18,11 @@ import yaml
 from fastcore.basics import patch
 from pydantic import BaseModel
 
-from .config import EmotionConfig, ExpressiveConfig, TrainConfig, make_config
+from csm_expressive_nb.core.config import (
+    EmotionConfig, ExpressiveConfig, TrainConfig, make_config, read_settings_file,
+)
 from .run import Run
-from .files import read_json, read_json_lines, root, sha256
+from .files import is_sound, read_json, read_json_lines, read_utf8, root, sha256
 
 # %% ../../nbs/chapters/04_core.runs.ipynb #386b19ee
 # settings of earlier versions
@@ -29,8 +31,8 @@ GONE = 'ewc_pilot', 'compile'
 def read_settings(folder: str | Path) -> dict:
     "The settings in `config.yaml` of a run folder; an error where it cannot be read"
     file = Path(folder) / 'config.yaml'
-    settings = yaml.safe_load(file.read_text(encoding='utf-8'))
-    if not isinstance(settings, dict): raise ValueError(f'{file} must hold `name: value` lines')
+    settings = read_settings_file(file)
+    if not settings: raise ValueError(f'{file} must hold `name: value` lines')
     return {name: value for name, value in settings.items() if name not in GONE}
 
 # %% ../../nbs/chapters/04_core.runs.ipynb #7b4d295e
@@ -195,7 +197,7 @@ def adapter_file(self: RunRecord) -> Path:
 def _explain_unplayable(clip: SpeechClip) -> str:
     "'' where the sound is there"
     try:
-        return '' if clip.path.is_file() else clip.file
+        return '' if is_sound(clip.path) else clip.file
     except ValueError as error: return str(error)
 
 @patch(as_prop=True)
@@ -317,7 +319,7 @@ def _read_files(record: RunRecord) -> dict[str, Exception]:
             setattr(record, name, upgrade_report(value) if name == 'report' else value)
         except FileNotFoundError:
             record.missing.append(f'no {file}.json: {remedy}')
-        except (OSError, ValueError) as error:  # no JSON, no UTF-8, no object
+        except READ_ERRORS as error:  # no JSON, no UTF-8, no object, or one of another form
             record.missing.append(f'{file}.json is damaged: {remedy}')
             errors[name] = error
     return errors
@@ -325,10 +327,11 @@ def _read_files(record: RunRecord) -> dict[str, Exception]:
 # %% ../../nbs/chapters/04_core.runs.ipynb #38c7f604
 def _find_outdated(record: RunRecord) -> list[str]:
     "Measurements of another adapter than the one in the folder"
-    measured = dict(evaluation=record.evaluation.get('run', {}).get('adapter'),
+    run = record.evaluation.get('run')
+    measured = dict(evaluation=run.get('adapter') if isinstance(run, dict) else None,
                     intensity=record.intensity.get('adapter'))
     if not any(measured.values()): return []
-    present = sha256(record.adapter_file) if record.adapter_file.exists() else ''
+    present = sha256(record.adapter_file) if record.adapter_file.is_file() else ''
     return [
         f'{name}.json is of another adapter than the one in the folder: '
         + _remedy(record, name)
@@ -345,7 +348,7 @@ def _read_clips(record: RunRecord) -> dict[str, Exception]:
     for name, reader in readers.items():
         try:
             record.clips += reader(record)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
+        except (*READ_ERRORS, csv.Error) as error:
             file = 'evaluation/clips.csv' if name == 'evaluation' else f'{name}.json'
             record.missing.append(f'{file} is damaged: {_remedy(record, name)}')
             errors[name] = error
@@ -363,7 +366,7 @@ def check_adapter(
 ) -> Path:
     "The adapter's folder; FileNotFoundError where the adapter or the data it was trained on are missing"
     folder = Path(folder)
-    if not (folder / 'adapter/adapter_model.safetensors').exists():
+    if not (folder / 'adapter/adapter_model.safetensors').is_file():
         raise FileNotFoundError(f'{folder} has no adapter yet: finish the run first')
     source = configuration.source
     if source != 'embedded' and not Path(source).exists():
@@ -374,7 +377,9 @@ def check_adapter(
     return folder / 'adapter'
 
 # %% ../../nbs/chapters/04_core.runs.ipynb #cb3ea561
-READ_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, yaml.YAMLError)
+READ_ERRORS = (
+    OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, yaml.YAMLError,
+)
 
 def describe_damage(
     error: Exception,        # raised while something of the run was read
@@ -408,7 +413,7 @@ def _explain_unfinished(record: RunRecord, errors: dict[str, Exception]) -> str:
     if result in errors: raise errors[result]
     failure = record.folder / 'error.txt'
     if failure.exists():
-        lines = failure.read_text(encoding='utf-8').strip().splitlines() or ['error.txt is empty']
+        lines = read_utf8(failure).strip().splitlines() or ['error.txt is empty']
         return f'failed: {lines[-1]}; mend that and run the same command again'
     if not (record.folder / f'{result}.json').exists():
         if record.settings:
@@ -456,10 +461,8 @@ def require_run(folder: Path):
         )
     try:
         settings = read_settings(folder)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(
-            f'{file} is damaged ({type(error).__name__}): restore it, or leave that folder out'
-        ) from None
+    except ValueError as error:
+        raise ValueError(f'{error}: restore it, or leave it out') from None
     if 'seeds' in settings:
         raise ValueError(f'{folder} is a comparison of methods: its own page is {folder / "index.html"}')
 
@@ -487,7 +490,7 @@ def find_runs(folder: str | Path, depth: int = 3) -> list[Path]:
     folder = Path(folder)
     if is_run(folder): return [folder]
     below = []
-    if depth:
+    if depth and os.access(folder, os.R_OK | os.X_OK):
         below = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith('.'))
     return [run for path in below for run in find_runs(path, depth - 1)] or [folder]
 
@@ -514,7 +517,7 @@ def find_adapter_runs(folder: str | Path) -> list[Path]:
     for file in sorted(Path(folder).glob('*/config.yaml')):
         try:
             settings = read_settings(file.parent)
-        except (ValueError, yaml.YAMLError): continue
+        except (ValueError, OSError): continue
         if 'seeds' not in settings and {'emotion', 'emotions'} & settings.keys():
             runs.append(file.parent)
     if not runs:

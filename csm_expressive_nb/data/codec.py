@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np, pyworld, torch
 from fastcore.basics import patch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
@@ -177,16 +177,27 @@ AutoConfig.register('nano_codec', NanoCodecConfig, exist_ok=True)
 AutoModel.register(NanoCodecConfig, NanoCodecModel, exist_ok=True)
 
 # %% ../../nbs/chapters/17_data.codec.ipynb #50d3f05d
-def load_codec(folder: str | Path) -> PreTrainedModel:
-    "The codec inside a CSM checkpoint folder, in float32"
-    config = AutoConfig.from_pretrained(folder)
-    codec = AutoModel.from_config(config.codec_config)
+def _codec_weights(folder: Path) -> dict[str, torch.Tensor]:
+    "The codec's tensors in the files of a checkpoint; ValueError that names a damaged file"
     weights, prefix = {}, 'codec_model.'
-    for path in sorted(Path(folder).glob('*.safetensors')):
-        with safe_open(path, 'pt') as file:
-            names = [name for name in file.keys() if name.startswith(prefix)]
-            weights |= {name.removeprefix(prefix): file.get_tensor(name).float() for name in names}
-    codec.load_state_dict(weights)
+    for path in sorted(folder.glob('*.safetensors')):
+        try:
+            with safe_open(path, 'pt') as file:
+                names = [name for name in file.keys() if name.startswith(prefix)]
+                weights |= {name.removeprefix(prefix): file.get_tensor(name).float() for name in names}
+        except SafetensorError as error:
+            raise ValueError(f'{path} is no whole safetensors file: {error}') from None
+    return weights
+
+def load_codec(folder: str | Path) -> PreTrainedModel:
+    "The codec inside a CSM checkpoint folder, in float32; ValueError where it is not whole"
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        codec = AutoModel.from_config(config.codec_config)
+        codec.load_state_dict(_codec_weights(Path(folder)))
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+        raise ValueError(f'{folder} holds no codec that can be loaded: {reason}') from error
     return codec.eval()
 
 # %% ../../nbs/chapters/17_data.codec.ipynb #7f49f8d6

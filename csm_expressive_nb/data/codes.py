@@ -6,7 +6,7 @@
 __all__ = ['AUGMENTED_BY', 'ENCODED_AT_ONCE', 'codec_hash', 'CodeCache', 'clip_variants', 'code_key', 'encode']
 
 # %% ../../nbs/chapters/18_data.codes.ipynb #6fc4292f
-import hashlib, json, os, zlib
+import hashlib, json, os, sys, zlib
 from pathlib import Path
 
 import numpy as np, torch
@@ -14,6 +14,7 @@ from fastcore.basics import patch
 from filelock import FileLock
 from tqdm.auto import tqdm
 
+from ..core.files import atomic_write, name_errors
 from .audio import Augment, apply_augmentation, draw_augmentation
 from .corpora import Clip
 from .dataset import Dataset
@@ -74,8 +75,12 @@ def _read_entry(self: CodeCache, line: bytes, data: bytes) -> tuple[str, int] | 
 def repair(self: CodeCache):
     "Under the lock: cut off what `scan` did not accept"
     self.scan()
+    size = self.index_file.stat().st_size if self.index_file.exists() else 0
+    if size > self._index_bytes:
+        place = f'{self.index_file} is damaged after {len(self.entries)} clips'
+        print(f'note: {place}: the rest is encoded again', file=sys.stderr)
     if not self._index_bytes:
-        self.index_file.write_bytes(self._header)
+        atomic_write(self.index_file, self._header)
         self._index_bytes = len(self._header)
     with open(self.codes_file, 'ab') as file: file.truncate(self.n_frames * self._frame_bytes)
     os.truncate(self.index_file, self._index_bytes)
@@ -88,8 +93,8 @@ def append(self: CodeCache, key: str, codes: np.ndarray):  # [T,K]
         raise ValueError(f'codes from {codes.min()} to {codes.max()} do not fit int16')
     raw = np.ascontiguousarray(codes, '<i2').tobytes()
     line = json.dumps([key, self.n_frames, len(codes), zlib.crc32(raw)]).encode() + b'\n'
-    with open(self.codes_file, 'ab') as file: file.write(raw)
-    with open(self.index_file, 'ab') as file: file.write(line)
+    with name_errors(self.codes_file), open(self.codes_file, 'ab') as file: file.write(raw)
+    with name_errors(self.index_file), open(self.index_file, 'ab') as file: file.write(line)
     self.entries[key] = self.n_frames, len(codes)
     self.n_frames += len(codes)
 

@@ -167,7 +167,7 @@ def _without_table(reader: Reader) -> None:
 
 # %% ../../nbs/chapters/14a_data.folders.ipynb #706311c5
 class Folder(Reader):
-    "Your own recordings, described by a table or by folder names"
+    "Your own recordings, in a table or in named folders"
     name, licence, suffixes = 'folder', 'unknown', {'.wav', '.flac', '.ogg', '.opus', '.mp3'}
 
     @classmethod
@@ -177,10 +177,11 @@ class Folder(Reader):
 
     @staticmethod
     def tables(folder):
-        "Tables directly in the folder, but for those of this project"
-        paths = sorted(Path(folder).glob('*'))
+        "Tables directly in the folder, but those of this project"
+        paths = sorted(Path(folder).glob('[!.]*'))
         tables = [path for path in paths if path.suffix.lower() in ('.csv', '.tsv', '.jsonl')]
-        return [path for path in tables if path.stem not in ('rejected', 'quarantine', 'excluded')]
+        own = 'rejected', 'quarantine', 'excluded'
+        return [path for path in tables if path.is_file() and path.stem not in own]
 
     def __init__(self, folder,
                  emotion: str = '',        # of all recordings without a label
@@ -267,7 +268,7 @@ def _row(self: Folder, path: PurePosixPath) -> dict:
             raise AudioError('contradicting_duplicate', detail)
         return row
     transcript = (self.folder / path).with_suffix('.txt')
-    text = self.read_text(transcript).strip() if transcript.exists() else ''
+    text = self.read_text(transcript).strip() if transcript.is_file() else ''
     # folders from the innermost outwards
     emotions = (part for part in path.parts[-2::-1] if normalize_emotion(part) in self.labels)
     return dict(text=text, emotion=next(emotions, path.parent.name))

@@ -8,7 +8,7 @@ __all__ = ['CREMAD_SENTENCES', 'CREMAD_EMOTIONS', 'CREMAD_ABSENT', 'CREMAD_TABLE
            'EmoDB', 'LJSpeech']
 
 # %% ../../nbs/chapters/14_data.readers.ipynb #c80620cc
-import io, itertools, re
+import itertools, re
 from pathlib import Path, PurePosixPath
 
 import httpx, numpy as np, pandas as pd
@@ -20,9 +20,11 @@ from tqdm.contrib.concurrent import thread_map
 from ..core.files import assets
 from ..core.config import EMOTIONS
 from .audio import AudioError
-from .tables import CorpusError, line_error, parse_csv, split_fields
+from .tables import CorpusError, Rows, line_error, parse_csv, split_fields
 from .corpora import Reader
-from .download import CLONE_HINT, fetch, file_digest, resolve_lfs_urls, unzip
+from csm_expressive_nb.data.download import (
+    CLONE_HINT, fetch, file_digest, open_client, resolve_lfs_urls, unzip,
+)
 
 # %% ../../nbs/chapters/14_data.readers.ipynb #aa3321bf
 def published_checksums(corpus: str   # 'ravdess' (first half of SHA-256) | 'cremad' (SHA-256)
@@ -44,11 +46,27 @@ def ravdess_names() -> list[str]:
     return sorted(names)
 
 # %% ../../nbs/chapters/14_data.readers.ipynb #64375a07
+def _index_rows(path: Path, rows: Rows, key: str, parse) -> dict:
+    "`parse` of each row by its value of `key`; `CorpusError` with the line where it fails, or a key returns"
+    index, lines = {}, {}
+    for line, row in rows:
+        name = row[key]
+        if name in lines:
+            raise line_error(path, line, f'{key} {name[:40]!r} is in line {lines[name]} as well')
+        try:
+            index[name], lines[name] = parse(row), line
+        except ValueError as error: raise line_error(path, line, str(error)) from None
+    return index
+
+def _text_of(row: dict) -> str:
+    if not row['text']: raise ValueError('no text')
+    return row['text']
+
 def _read_description(path: Path, text: str) -> dict[str, str]:
     "Values of a `corpus.csv` by their keys"
     rows = parse_csv(path, text, required=('key', 'value'))[1]
-    values = {row['key']: row['value'] for _, row in rows}
-    missing = sorted({'name', 'licence'} - values.keys())
+    values = _index_rows(path, rows, 'key', lambda row: row['value'])
+    missing = [name for name in ('licence', 'name') if not values.get(name)]
     if missing: raise CorpusError(f'{path.name} has no row {", ".join(missing)}')
     return values
 
@@ -56,7 +74,7 @@ def _read_description(path: Path, text: str) -> dict[str, str]:
 class Ravdess(Reader):
     "Livingstone & Russo 2018: 24 actors, 8 emotions, 2 statements"
     name, licence, url, rate = 'ravdess', 'CC BY-NC-SA 4.0', 'https://zenodo.org/records/1188976', 48_000
-    grammar = re.compile(r'(\d\d)-(\d\d)-(\d\d)-(\d\d)-(\d\d)-(\d\d)-(\d\d)\.(?i:(wav|flac))$')
+    grammar = re.compile(r'(?a)(\d\d)-(\d\d)-(\d\d)-(\d\d)-(\d\d)-(\d\d)-(\d\d)\.(?i:(wav|flac))')
     statements = {'01': 'Kids are talking by the door.', '02': 'Dogs are sitting by the door.'}
 
     @classmethod
@@ -69,7 +87,7 @@ class Ravdess(Reader):
         table, description = self.folder / 'statements.csv', self.folder / 'corpus.csv'
         if table.exists():
             rows = parse_csv(table, self.read_text(table), required=('code', 'text'))[1]
-            self.statements = self.statements | {row['code']: row['text'] for _, row in rows}
+            self.statements = self.statements | _index_rows(table, rows, 'code', _text_of)
         if description.exists():
             values = _read_description(description, self.read_text(description))
             self.name, self.licence, self.rate = values['name'], values['licence'], 0
@@ -92,7 +110,7 @@ def _check_ravdess_fields(fields: tuple, statements: dict):
 @patch
 def parse(self: Ravdess, path: PurePosixPath) -> dict:
     "Facts of a RAVDESS path"
-    match = self.grammar.match(path.name)
+    match = self.grammar.fullmatch(path.name)
     if not match: raise AudioError('wrong_name', 'not MM-CC-EE-II-SS-RR-AA.wav')
     fields = match.groups()[:7]
     _check_ravdess_fields(fields, self.statements)
@@ -166,7 +184,7 @@ class CremaD(Reader):
     name, licence, rate = 'cremad', 'ODbL 1.0 and DbCL 1.0', 16_000
     url = 'https://github.com/CheyneyComputerScience/CREMA-D'
     suffixes, documents = {'.wav'}, Reader.documents | {'.r'}
-    grammar = re.compile(r'(\d{4})_([A-Z]{3})_([A-Z]{3})_([A-Z]{1,2})\.(?i:wav)$')
+    grammar = re.compile(r'(?a)(\d{4})_([A-Z]{3})_([A-Z]{3})_([A-Z]{1,2})\.(?i:wav)')
     levels = dict(LO='low', MD='medium', HI='high', XX='unspecified')
 
     @classmethod
@@ -179,63 +197,74 @@ class CremaD(Reader):
         super().__init__(folder)
         self.checksums = dict(zip(cremad_names(), published_checksums('cremad')))
         columns = ('ActorID', 'Age', 'Sex', 'Race', 'Ethnicity')
-        self.demographics = self.read_table('VideoDemographics.csv', tables, columns).set_index('ActorID')
+        path, rows = self.read_table('VideoDemographics.csv', tables, columns)
+        self.actors = _index_rows(path, rows, 'ActorID', _actor_facts)
         columns = (*'ADFHNS', 'fileName', 'emoVote')
-        votes = self.read_table('processedResults/tabulatedVotes.csv', tables, columns)
-        by_voice_alone = votes.iloc[:, 0].astype(str).str.startswith('1')        # ids 1xxxxx
-        self.votes = votes[by_voice_alone].set_index('fileName')
+        path, rows = self.read_table('processedResults/tabulatedVotes.csv', tables, columns)
+        by_voice_alone = [(line, row) for line, row in rows if next(iter(row.values())).startswith('1')]
+        self.votes = _index_rows(path, by_voice_alone, 'fileName', _vote_facts)       # ids 1xxxxx
 
 # %% ../../nbs/chapters/14_data.readers.ipynb #adf9daa5
 @patch
-def read_table(self: CremaD, name: str, tables=None, required: tuple = ()) -> pd.DataFrame:
+def read_table(self: CremaD, name: str, tables=None, required: tuple = ()) -> tuple[Path, Rows]:
     "A table of the publisher with the columns `required`, from `tables`, the folder, or the folder above"
     for folder in filter(None, (tables, self.folder, self.folder.parent)):
         path = Path(folder) / name
-        if not path.exists(): continue
-        text = self.read_text(path)
-        parse_csv(path, text, required=required)                   # a malformed row is an error
-        return pd.read_csv(io.StringIO(text))
+        if path.exists(): return path, parse_csv(path, self.read_text(path), required=required)[1]
     raise CorpusError(
         f'{name} of CREMA-D is neither in {self.folder} nor above it: copy it there from {self.url}, '
         'or name its folder with `--tables`'
     )
 
 # %% ../../nbs/chapters/14_data.readers.ipynb #ef5634e7
-def _cremad_votes(row: pd.Series, intended: str) -> dict:
-    "What the listeners of a recording heard"
-    letters = {emotion[0].upper(): emotion for emotion in CREMAD_EMOTIONS.values()}
-    votes = {emotion: int(row[letter]) for letter, emotion in letters.items()}
-    return dict(
-        votes=votes,
-        perceived=':'.join(letters[letter] for letter in row.emoVote.split(':')),
-        agreement=round(votes[intended] / sum(votes.values()), 4),
-    )
+_VOTE_LETTERS = {emotion[0].upper(): emotion for emotion in CREMAD_EMOTIONS.values()}
+
+def _whole_number(row: dict, column: str) -> int:
+    "The number in a column; ValueError where there is none"
+    if not re.fullmatch(r'(?a)\d{1,6}', row[column]):
+        raise ValueError(f'{column} {row[column][:40]!r} is no whole number')
+    return int(row[column])
+
+def _actor_facts(row: dict) -> dict:
+    "What the demographics say about an actor; ValueError where they make no sense"
+    sex = row['Sex'].lower()
+    if sex not in ('male', 'female'): raise ValueError(f'Sex {row["Sex"][:40]!r} is neither Male nor Female')
+    return dict(sex=sex, age=_whole_number(row, 'Age'), background=f'{row["Race"]}, {row["Ethnicity"]}')
+
+def _vote_facts(row: dict) -> dict:
+    "What the listeners of a recording heard; ValueError where the votes make no sense"
+    votes = {emotion: _whole_number(row, letter) for letter, emotion in _VOTE_LETTERS.items()}
+    letters = row['emoVote'].split(':')
+    if not sum(votes.values()): raise ValueError('no votes')
+    if not {*letters} <= _VOTE_LETTERS.keys():
+        raise ValueError(f'emoVote {row["emoVote"][:40]!r} is no emotion')
+    return dict(votes=votes, perceived=':'.join(_VOTE_LETTERS[letter] for letter in letters))
 
 # %% ../../nbs/chapters/14_data.readers.ipynb #e83fd339
 @patch
 def parse(self: CremaD, path: PurePosixPath) -> dict:
     "Facts of a CREMA-D name, with the speaker's demographics and the listeners' votes"
-    match = self.grammar.match(path.name)
+    match = self.grammar.fullmatch(path.name)
     actor, sentence, code, level = match.groups() if match else ('0', '', '', '')
     known = sentence in CREMAD_SENTENCES and level in self.levels
-    if not known or int(actor) not in self.demographics.index:
+    if not known or actor not in self.actors:
         raise AudioError('wrong_name', 'not AAAA_SSS_EEE_LL.wav with a known actor, sentence and level')
     if code not in CREMAD_EMOTIONS: raise AudioError('unknown_emotion', code)
     key, emotion = f'{path.stem}.wav', CREMAD_EMOTIONS[code]
-    if key not in self.checksums or path.stem not in self.votes.index:
+    if key not in self.checksums or path.stem not in self.votes:
         raise AudioError('unlisted')
-    person = self.demographics.loc[int(actor)]
+    opinion = self.votes[path.stem]
     return dict(
         speaker=actor,
-        sex=person.Sex.lower(),
-        age=int(person.Age),
-        background=f'{person.Race}, {person.Ethnicity}',
         emotion=emotion,
         intensity=self.levels[level],
         sentence=sentence,
         text=CREMAD_SENTENCES[sentence],
         key=key,
-    ) | _cremad_votes(self.votes.loc[path.stem], emotion)
+        agreement=round(opinion['votes'][emotion] / sum(opinion['votes'].values()), 4),
+        **self.actors[actor],
+        **opinion,
+    )
 
 # %% ../../nbs/chapters/14_data.readers.ipynb #4675b003
 def perceived_emotions(reader: CremaD) -> pd.DataFrame:  # [intended, perceived], rows sum to 1
@@ -291,7 +320,7 @@ def download(cls: CremaD,
     folder = Path(folder) / 'cremad'
     folder.mkdir(parents=True, exist_ok=True)
     audio, objects = folder / 'AudioWAV', _cremad_objects()
-    kwargs.setdefault('client', httpx.Client(follow_redirects=True, timeout=60))
+    kwargs['client'] = kwargs.get('client') or open_client()
     kwargs['by_hand'] = CLONE_HINT
     with FileLock(folder / '.lock'):
         for table, sha256 in tables.items():
@@ -309,7 +338,7 @@ def _is_gb18030(path: Path) -> bool:
     runs = re.findall(rb'[\x80-\xff]+', path.read_bytes())
     return int(path.stem) <= 10 or all(len(run) % 2 == 0 for run in runs)
 
-def _parse_transcript(text: str) -> tuple[dict, list[int]]:  # ({recording: text}, lines that are none)
+def _parse_transcript(path: Path, text: str) -> tuple[dict, list[int]]:  # ({recording: text}, other lines)
     "A transcript of ESD: recording, text and emotion, with tabs or blanks between"
     label = re.compile(r'(?i)neutral|angry|happy|sad|surprise|[\u4e00-\u9fff]{2}')
     texts, other = {}, []
@@ -321,8 +350,9 @@ def _parse_transcript(text: str) -> tuple[dict, list[int]]:  # ({recording: text
             has_label = len(words) > 2 and label.fullmatch(words[-1])
             fields = [words[0], ' '.join(words[1:-1] if has_label else words[1:])]
         name, sentence = fields[0].strip(), fields[1].strip()
-        if re.fullmatch(r'00\d\d_\d{6}', name) and sentence: texts[name] = sentence
-        else: other.append(line)
+        if not re.fullmatch(r'(?a)00\d\d_\d{6}', name) or not sentence or len(fields) > 3: other.append(line)
+        elif texts.setdefault(name, sentence) != sentence:
+            raise line_error(path, line, f'{name} has another text in an earlier line')
     return texts, other
 
 # %% ../../nbs/chapters/14_data.readers.ipynb #3cb6c98f
@@ -342,7 +372,7 @@ class ESD(Reader):
         self.texts = {}
         for path in sorted(self.folder.rglob('00[0-9][0-9].txt')):
             text = self.read_text(path, 'gb18030' if _is_gb18030(path) else 'cp1252')
-            texts, other = _parse_transcript(text)
+            texts, other = _parse_transcript(path, text)
             self.texts |= texts
             if not other: continue
             self.notes.append(f'{path.name}: no transcript in {len(other)} lines (first: line {other[0]})')
@@ -355,7 +385,7 @@ class ESD(Reader):
 @patch
 def parse(self: ESD, path: PurePosixPath) -> dict:
     "Facts of an ESD path"
-    match = re.match(r'(00[012]\d)_(\d{6})\.(?i:wav)$', path.name)
+    match = re.fullmatch(r'(?a)(00[012]\d)_(\d{6})\.(?i:wav)', path.name)
     speaker, number = match.groups() if match else ('0', 0)
     if not 1 <= int(number) <= 1750 or not 1 <= int(speaker) <= 20:
         raise AudioError('wrong_name', 'not SSSS_NNNNNN.wav')
@@ -369,7 +399,7 @@ def parse(self: ESD, path: PurePosixPath) -> dict:
         language='zh' if int(speaker) <= 10 else 'en',
     )
     emotion_folders = [self.emotions[part] for part in path.parts if part in self.emotions]
-    speaker_folders = [part for part in path.parts[:-1] if re.fullmatch(r'00\d\d', part)]
+    speaker_folders = [part for part in path.parts[:-1] if re.fullmatch(r'(?a)00\d\d', part)]
     wrong_emotion = emotion_folders and emotion_folders[-1] != facts['emotion']
     if wrong_emotion or speaker_folders and speaker_folders[-1] != speaker:
         raise AudioError('folder_mismatch', f'{path.name} in {path.parent}', facts)
@@ -399,13 +429,14 @@ class EmoDB(Reader):
     name, url, rate = 'emodb', 'http://emodb.bilderbar.info', 16_000
     licence = 'free to use (CC0 in audEERING\'s edition); check your copy'
     emotions = dict(W='angry', E='disgust', A='fearful', F='happy', T='sad', N='neutral')
+    other_emotions = ('boredom',)
 
     @classmethod
     def matches(cls, folder):
         return any(folder.rglob('[01][0-9][ab][01][0-9][A-Z][a-z].[wW][aA][vV]'))
 
     def parse(self, path):
-        match = re.match(r'(\d\d)([ab]\d\d)([A-Z])([a-z])\.(?i:wav)$', path.name)
+        match = re.fullmatch(r'(?a)(\d\d)([ab]\d\d)([A-Z])([a-z])\.(?i:wav)', path.name)
         speaker, sentence, emotion, _ = match.groups() if match else ('', '', '', '')
         if speaker not in EMODB_SPEAKERS or sentence not in EMODB_TEXTS:
             raise AudioError('wrong_name', 'not SSTTTEv.wav')
@@ -443,10 +474,15 @@ class LJSpeech(Reader):
             if len(fields) not in (2, 3):
                 problem = f'{len(fields)} fields: LJSpeech has id|text|text without digits'
                 raise line_error(table, line, problem)
-            self.texts[fields[0].strip()] = fields[-1].strip()
+            name, text = fields[0].strip(), fields[-1].strip()
+            if self.texts.setdefault(name, text) != text:
+                raise line_error(table, line, f'{name[:40]} has another text in an earlier line')
 
-    def parse(self, path):
-        if not re.match(r'LJ\d{3}-\d{4}\.(?i:wav)$', path.name):
-            raise AudioError('wrong_name', 'not LJ000-0000.wav')
-        return dict(speaker='LJ', sex='female', emotion='neutral', intensity='normal', sentence=path.stem,
-                    text=self.texts.get(path.stem, ''))
+# %% ../../nbs/chapters/14_data.readers.ipynb #8df7f7a8
+@patch
+def parse(self: LJSpeech, path: PurePosixPath) -> dict:
+    "Facts of an LJSpeech name"
+    if not re.fullmatch(r'(?a)LJ\d{3}-\d{4}\.(?i:wav)', path.name):
+        raise AudioError('wrong_name', 'not LJ000-0000.wav')
+    return dict(speaker='LJ', sex='female', emotion='neutral', intensity='normal', sentence=path.stem,
+                text=self.texts.get(path.stem, ''))

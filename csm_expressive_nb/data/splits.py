@@ -7,7 +7,7 @@ __all__ = ['SPLITS', 'name_hash', 'assign_splits', 'split_speakers', 'sentence_k
            'balance_table', 'remove_duplicates', 'DataConfig', 'select_clips', 'emotion_table', 'split_table']
 
 # %% ../../nbs/chapters/15_data.splits.ipynb #47214e0f
-import hashlib, re
+import hashlib
 from collections import Counter, defaultdict
 from dataclasses import asdict, replace
 from typing import Literal
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from ..core.config import sort_emotions
 from .audio import AudioError
 from .tables import CorpusError
-from .corpora import Clip, find_label_conflicts, preferred_spellings
+from .corpora import Clip, find_label_conflicts, plain_words, preferred_spellings
 
 # %% ../../nbs/chapters/15_data.splits.ipynb #9b5b9185
 SPLITS = ('train', 'test', 'validation')
@@ -61,7 +61,7 @@ def split_speakers(
 # %% ../../nbs/chapters/15_data.splits.ipynb #979c90d1
 def sentence_key(clip: Clip) -> str:
     "What counts as the same sentence: its words, or its number where there is no text"
-    return re.sub(r'\W+', ' ', clip.text.lower()).strip() or f'{clip.corpus}/{clip.sentence}'
+    return plain_words(clip.text) or f'{clip.corpus}/{clip.sentence}'
 
 # %% ../../nbs/chapters/15_data.splits.ipynb #04e4031c
 def split_sentences(

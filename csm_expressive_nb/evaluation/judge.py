@@ -20,7 +20,8 @@ from sklearn.model_selection import GroupKFold
 
 from . import acoustics
 from ..data import audio
-from ..core.files import assets, atomic_write, root, write_json
+from ..core.files import assets, atomic_write, read_json, write_json
+from ..core.caches import read_or_make_entry
 from ..core.config import sort_emotions
 from ..data.corpora import Clip
 from ..data.speakers import speaker_id
@@ -91,12 +92,20 @@ def prosody_table(ds, clips: list[Clip]) -> list[dict]:  # a row per clip
     source_code = b''.join(Path(module.__file__).read_bytes() for module in (audio, acoustics))
     sounds = json.dumps([(clip.audio_sha256, clip.gain_db, clip.text) for clip in clips])
     key = hashlib.sha256(source_code + sounds.encode()).hexdigest()[:20]
-    file = root() / '_cache' / 'prosody' / f'{key}.json'
-    if not file.exists():
+    def read(path):
+        rows = read_json(path)
+        if len(rows) != len(clips) or not all(row.keys() == rows[0].keys() for row in rows):
+            raise ValueError('not a row per clip')
+        return rows
+
+    def measure_clips():
         utterances = [Utterance(ds.audio(clip), clip.text) for clip in clips]
         rows, _ = measure(utterances, dict(prosody={}), show=False)
-        atomic_write(file, json.dumps(rows))
-    return json.loads(file.read_text(encoding='utf-8'))
+        return json.loads(json.dumps(rows))
+
+    def write(path, rows): atomic_write(path, json.dumps(rows))
+
+    return read_or_make_entry('prosody', f'{key}.json', read, measure_clips, write)
 
 # %% ../../nbs/chapters/63_evaluation.judge.ipynb #1aee12ef
 def neutral_prosody(ds, speakers) -> dict[str, list[dict]]:
@@ -447,7 +456,7 @@ def save_judge(judge: Judge, path) -> Path:
 
 def load_judge(path=None) -> Judge:
     "The classifier trained on CREMA-D, or one of your own that `save_judge` wrote"
-    data = json.loads(Path(path or assets('judge.json')).read_text(encoding='utf-8'))
+    data = read_json(path or assets('judge.json'))
     if tuple(data['features']) != FEATURES:
         raise ValueError(f'{path} was fitted on other features: fit it again')
     judge = Judge(data['C'])

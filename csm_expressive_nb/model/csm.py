@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 import csm_expressive_nb.data.codec                      # registers the embedded codec with transformers
 from ..core.config import require_model
-from ..core.files import apply_umask, assets, atomic_write, read_json
+from ..core.files import assets, read_json, replacing_files
 from ..core.machine import limit_threads
 from ..core.models import HUB
 
@@ -62,16 +62,17 @@ def _default_device() -> str:
     "The GPU of this process where there is one, else the CPU"
     return f'cuda:{os.environ.get("LOCAL_RANK", 0)}' if torch.cuda.is_available() else 'cpu'
 
-def _offline_reason(error: OSError) -> str:
+def _offline_reason(error: Exception) -> str:
     "Why the hub was not asked, in words; '' where it answered"
     for name in ('HF_HUB_OFFLINE', 'TRANSFORMERS_OFFLINE'):
         if os.environ.get(name, '').upper() in ('1', 'ON', 'YES', 'TRUE'): return f'{name}=1 is set'
     return 'no connection' if "couldn't connect" in str(error) else ''
 
 # %% ../../nbs/chapters/30_model.csm.ipynb #19de5c11
-def _explain_loading(source: str, on_hub: bool, error: OSError) -> str:
+def _explain_loading(source: str, on_hub: bool, error: Exception) -> str:
     "Why a checkpoint could not be loaded and what helps, in one line"
-    reason = str(error).strip().splitlines()[0]
+    lines = str(error).strip().splitlines()
+    reason = f'{type(error).__name__}: {lines[0][:300]}' if lines else type(error).__name__
     offline = _offline_reason(error) if on_hub else ''
     if offline:
         advice = "be online once; if it then says 'gated', accept the licence and run `hf auth login`"
@@ -113,8 +114,9 @@ def _read_checkpoint(name: str) -> tuple:  # (model, processor)
     try:
         with without_loading_bar():
             model = CsmForConditionalGeneration.from_pretrained(source, **options)
-        processor = AutoProcessor.from_pretrained(source)
-    except OSError as error: raise OSError(_explain_loading(source, on_hub, error)) from error
+        processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:      # of transformers, safetensors, the hub, its client, or the files
+        raise OSError(_explain_loading(source, on_hub, error)) from error
     return model, processor
 
 # %% ../../nbs/chapters/30_model.csm.ipynb #cc31e0ce
@@ -144,7 +146,7 @@ def load_csm(
 # %% ../../nbs/chapters/30_model.csm.ipynb #9e52b364
 def base_of(model) -> CsmForConditionalGeneration:
     "The CSM below an adapter, or the model itself"
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+    return model.base_model.model if isinstance(model, PeftModel) else model
 
 # %% ../../nbs/chapters/30_model.csm.ipynb #189d04b5
 def _rope_settings(rope: dict) -> dict:
@@ -161,15 +163,16 @@ def save_csm(
     **kw,                           # to `save_pretrained`
 ) -> Path:
     "Write a checkpoint that transformers 4.57 and 5 open, with the file modes of umask"
-    model.save_pretrained(folder, **kw)
-    if processor is not None: processor.save_pretrained(folder)
-    path = Path(folder) / 'config.json'
-    config = read_json(path)
-    for part in (config, config['depth_decoder_config']):
-        part['tie_word_embeddings'] = False
-        part.update(_rope_settings(part.get('rope_parameters') or {}))
-    atomic_write(path, json.dumps(config, indent=2) + '\n')
-    return apply_umask(folder)
+    with replacing_files(folder) as temporary:
+        model.save_pretrained(temporary, **kw)
+        if processor is not None: processor.save_pretrained(temporary)
+        path = temporary / 'config.json'
+        config = read_json(path)
+        for part in (config, config['depth_decoder_config']):
+            part['tie_word_embeddings'] = False
+            part.update(_rope_settings(part.get('rope_parameters') or {}))
+        path.write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
+    return Path(folder)
 
 # %% ../../nbs/chapters/30_model.csm.ipynb #711e277e
 def text_ids(

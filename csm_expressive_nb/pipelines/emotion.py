@@ -13,13 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np, soundfile as sf
+import numpy as np
 
-from ..core.files import atomic_write, read_json, write_json
+from ..core.files import DamagedFile, atomic_write, read_json, write_json
 from ..core.machine import install_line, missing_packages
 from ..core.config import make_config
 from ..core.run import Occupied, Run, check_folder, claim, is_first_process
-from ..data.audio import SR
+from ..data.audio import write_sound
 from ..data.corpora import rejected_file
 from ..data.dataset import Dataset
 from ..data.speakers import references_in_turn, speaker_id
@@ -70,7 +70,7 @@ def sampling_callback(cfg, run: Run, processor, data: Data, n: int = 3):
             sampling = Sampling(cfg.temperature)
             clips = speak(model, processor, texts, references, tag, cfg.seed, sampling, desc='')
             for i, clip in enumerate(clips):
-                sf.write(folder / f'{emotion}_{i}.wav', clip.audio, SR, subtype='PCM_16')
+                write_sound(folder / f'{emotion}_{i}.wav', clip.audio, subtype='PCM_16')
             rows = [prosody(clip.audio, clip.text) for clip in clips]
             means = _mean_prosody(rows, ('f0', 'energy', 'rate'), 3)
             values |= {f'{emotion}_{name}': value for name, value in means.items()}
@@ -318,7 +318,7 @@ def measure_samples(cfg, run: Run, lora, data: Data, speech: dict[str, list]) ->
 
 # %% ../../nbs/chapters/81_pipelines.emotion.ipynb #d6198da8
 def _write_sound(run: Run, name: str, audio: np.ndarray) -> str:  # path below the run folder
-    sf.write(run / f'samples/{name}.wav', audio, SR, subtype='FLOAT')
+    write_sound(run / f'samples/{name}.wav', audio, subtype='FLOAT')
     return f'samples/{name}.wav'
 
 def write_samples(cfg, run: Run, data: Data, speech: dict[str, list], n: int = 4) -> list[dict]:
@@ -342,16 +342,16 @@ def write_tagged_samples(run: Run, speech: dict[str, list], emotions: list[str],
     for i in range(n):
         for name in ('base', *emotions):
             clip, file = speech[name][i], f'samples/{name}_{i}.wav'
-            sf.write(run / file, clip.audio, SR, subtype='PCM_16')
+            write_sound(run / file, clip.audio, subtype='PCM_16')
             samples.append(dict(set=name, text=clip.text, speaker=clip.speaker, file=file))
     return samples
 
 # %% ../../nbs/chapters/81_pipelines.emotion.ipynb #45fd224d
 def _ewc_figures(run: Run) -> dict:
     "The health of the Fisher information, and how strong the penalty was at the end"
-    last = run.metrics('loss')[-1]
+    last = (run.metrics('loss') or [{}])[-1]        # none where the log was lost
     names = ('ewc', 'penalty_ratio', 'task_grad_norm', 'penalty_grad_norm')
-    return read_json(run / 'ewc.json') | {name: last[name] for name in names}
+    return read_json(run / 'ewc.json') | {name: last[name] for name in names if name in last}
 
 # %% ../../nbs/chapters/81_pipelines.emotion.ipynb #c74522f4
 def write_report(cfg, run: Run, lora, processor, data: Data, speech: dict[str, list]) -> dict:
@@ -410,8 +410,14 @@ def emotion_run(cfg, show: bool = True, train_adapter=fit) -> tuple[Run, dict | 
 def finished_run(cfg) -> Run | None:
     "The run of these settings where it has its report and its page; None where there is something to do"
     folder = run_folder(cfg)
-    if not (folder / 'report.json').exists() or not (folder / 'index.html').exists(): return None
+    files = [folder / name for name in ('report.json', 'index.html', 'adapter/adapter_model.safetensors')]
+    if not all(file.is_file() and file.stat().st_size for file in files): return None
     check_folder(folder, cfg)
+    try:
+        read_json(files[0])
+    except DamagedFile as error:
+        print(f'note: {error}; the report is made again', file=sys.stderr)
+        return None
     return Run.open(folder, cfg)
 
 # %% ../../nbs/chapters/81_pipelines.emotion.ipynb #5c171d02

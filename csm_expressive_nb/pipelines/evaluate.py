@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np, pandas as pd, soundfile as sf, torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..core.files import read_json, sha256, write_json
+from ..core.files import atomic_write, read_json, sha256, write_json
+from ..core.config import EmotionConfig, ExpressiveConfig
 from ..core.runs import check_adapter, load_configuration, read_report
 from ..core.run import Run, claim
-from ..data.audio import SR
+from ..data.audio import write_sound
 from ..data.corpora import Clip
 from ..data.dataset import Dataset, open_dataset
 from ..data.speakers import Reference, references_in_turn, speaker_id, spoken_voices
@@ -28,7 +29,7 @@ from ..speech.generation import Sampling, Speech, speak
 from ..evaluation.measurement import METRICS, Utterance, measure, status
 from ..evaluation.metrics import ForcedChoice
 from ..evaluation import pretrained, vocal_tract                 # register their metrics
-from ..evaluation.judge import Judge, load_judge, require_independent
+from ..evaluation.judge import Judge, load_judge, require_independent, save_judge
 from ..evaluation.summary import summarise
 from ..report.figures import save_figure
 from ..report.evaluation_figures import evaluation_figure
@@ -82,6 +83,11 @@ def choose_metrics(protocol: Protocol) -> tuple[list[str], dict[str, str]]:  # (
 def open_finished(folder: str | Path) -> tuple:  # (configuration, {emotion: tag}, adapter folder)
     "Configuration and tags of a finished run folder"
     config = load_configuration(folder)
+    if not isinstance(config, EmotionConfig | ExpressiveConfig):
+        raise ValueError(
+            f'{Path(folder) / "config.yaml"} names neither `emotion` nor `emotions`: name the folder of a '
+            'run of `csm_expressive train`'
+        )
     return config, tags_of(config), check_adapter(folder, config)
 
 # %% ../../nbs/chapters/83_pipelines.evaluate.ipynb #1eb6d1e9
@@ -128,7 +134,7 @@ def _write_speeches(folder: Path, number: int, block: dict, speeches: list[Speec
     rows, turns = [], block['references'] or [('', '')] * len(speeches)
     for i, (speech, (_, turn)) in enumerate(zip(speeches, turns)):
         file = f'audio/{number:03}_{i:03}.flac'
-        sf.write(folder / file, np.clip(speech.audio, -1, 1), SR, subtype='PCM_16')
+        write_sound(folder / file, np.clip(speech.audio, -1, 1), subtype='PCM_16')
         row = {'file': file} | {name: block[name] for name in ('system', 'emotion')}
         row |= dict(text=speech.text, voice=speech.speaker, reference_turn=turn, seed=block['seed'])
         row |= dict(ended=speech.ended, seconds=speech.seconds)
@@ -136,23 +142,49 @@ def _write_speeches(folder: Path, number: int, block: dict, speeches: list[Speec
     return rows
 
 # %% ../../nbs/chapters/83_pipelines.evaluate.ipynb #16fa7bc8
+def _read_key(folder: Path):
+    "What the sounds in a folder were spoken with; None where that cannot be read"
+    try:
+        return read_json(folder / 'key.json')
+    except (OSError, ValueError): return None
+
+_COLUMNS = 'file', 'system', 'emotion', 'text', 'voice', 'reference_turn', 'seed', 'ended', 'seconds', 'scale'
+
+def _read_block(folder: Path, number: int) -> list[dict] | None:
+    "The rows of a block that was spoken, None where it was not, or something of it is damaged"
+    file = folder / f'blocks/{number:03}.json'
+    if not file.exists(): return None
+    try:
+        block = read_json(file)
+        if isinstance(block, list):               # of a version before 0.4, without hashes
+            for row in block: sf.read(folder / row['file'])
+            return block
+        damaged = [name for name, digest in block['sounds'].items() if sha256(folder / name) != digest]
+        if not damaged and len(block['rows']) == len(block['sounds']):
+            return [{name: row[name] for name in _COLUMNS if name in row} | row for row in block['rows']]
+        problem = f'{damaged[0]} is not what was written' if damaged else 'rows without sounds'
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, sf.LibsndfileError) as error:
+        problem = getattr(error, 'problem', error)
+    print(f'note: {file} is spoken again: {problem}', file=sys.stderr)
+    return None
+
 def _speak_blocks(
     folder: Path, key: dict, blocks: list[dict], voices: dict[str, list[Reference]],
     open_model: Callable[[], tuple], temperature: float | None, show: bool = True,
 ) -> list[dict]:
     "Speak what is not in `folder` yet; a row per clip, its sound in `folder`/audio"
-    if folder.exists() and not ((folder / 'key.json').exists() and read_json(folder / 'key.json') == key):
-        shutil.rmtree(folder)
+    if folder.exists() and _read_key(folder) != key: shutil.rmtree(folder)
     write_json(folder / 'key.json', key)
-    (folder / 'audio').mkdir(exist_ok=True)
     rows, loaded = [], None
     for number, block in enumerate(blocks):
-        block_file = folder / f'blocks/{number:03}.json'
-        if not block_file.exists():
+        spoken = _read_block(folder, number)
+        if spoken is None:
             loaded = loaded or open_model()
             speeches = _speak_block(*loaded, block, voices, temperature, show)
-            write_json(block_file, _write_speeches(folder, number, block, speeches))
-        rows += read_json(block_file)
+            spoken = _write_speeches(folder, number, block, speeches)
+            sounds = {row['file']: sha256(folder / row['file']) for row in spoken}
+            write_json(folder / f'blocks/{number:03}.json', dict(rows=spoken, sounds=sounds))
+        rows += spoken
     return rows
 
 def _hash_of(references: list[Reference]) -> str:
@@ -239,8 +271,7 @@ def read_recordings(
     for i, clip in enumerate(recordings):
         file = f'recordings/{emotion}_{i:03}.flac' if folder else clip.source
         if folder:
-            (folder / 'recordings').mkdir(exist_ok=True, parents=True)
-            sf.write(folder / file, np.clip(ds.audio(clip), -1, 1), SR, subtype='PCM_16')
+            write_sound(folder / file, np.clip(ds.audio(clip), -1, 1), subtype='PCM_16')
         # the same tuple for all clips with the same reference: metrics measure it once
         ids = tuple(other.id for other in neighbours[clip.id])
         if ids not in references:
@@ -264,13 +295,24 @@ def read_recordings(
     return rows, utterances
 
 # %% ../../nbs/chapters/83_pipelines.evaluate.ipynb #2c86f823
+def _own_judge(folder: Path, ds: Dataset) -> Judge:
+    "The classifier of a run, fitted again where its file is missing or damaged"
+    file = folder / 'judge.json'
+    try:
+        return load_judge(file)
+    except FileNotFoundError: pass
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        problem = getattr(error, 'problem', error)
+        print(f'note: {file} is damaged ({problem}) and is made again', file=sys.stderr)
+    save_judge(train_judge(ds)[0], file)
+    return load_judge(file)
+
 def open_judges(
     folder: Path, ds: Dataset, clips: list[Clip]  # clips: what the adapter was trained on
 ) -> tuple[dict[str, Judge], dict[str, str]]:  # ({name: judge}, {name: reason})
     """The classifiers of the run's corpus and of CREMA-D, each only if it shares no speaker with the
     adapter"""
-    own = load_judge(folder / 'judge.json') if (folder / 'judge.json').exists() else train_judge(ds)[0]
-    judges, excluded = dict(run=require_independent(own, clips)), {}
+    judges, excluded = dict(run=require_independent(_own_judge(folder, ds), clips)), {}
     try:
         judges['cremad'] = require_independent(load_judge(), clips)
     except ValueError as error: excluded['cremad'] = str(error)
@@ -359,6 +401,8 @@ def evaluate(
     names, missing = choose_metrics(protocol)
     ds = open_dataset(config.source)
     run_lock = claim(folder, 'evaluating')
+    # a run that is not finished may be at work: its adapter would change while it speaks
+    training = None if (folder / 'report.json').exists() else claim(folder)
     clips, _ = adapter_and_judge_clips(ds)
     voices = spoken_voices(ds, 'an evaluation') if protocol.reference_turns else {}
     started = time.time()
@@ -404,7 +448,7 @@ def evaluate(
     )
     result = json.loads(json.dumps(result))
     table = pd.DataFrame(rows).drop(columns=['seconds', 'rtf'], errors='ignore')
-    table.to_csv(out / 'clips.csv', index=False)
+    atomic_write(out / 'clips.csv', table.to_csv(index=False))
     write_json(folder / 'evaluation.json', result)
     _write_cost(folder, rows, {name: facts[name] for name in names}, speaking, time.time() - started)
     save_figure(evaluation_figure(result), folder / 'figures/evaluation.svg')
@@ -412,4 +456,5 @@ def evaluate(
     if (folder / 'report.json').exists():
         write_page(Run.open(folder, config), read_report(folder))
     run_lock.release()
+    del training
     return result

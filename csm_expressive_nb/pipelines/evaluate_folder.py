@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core.files import root, write_json
+from ..core.files import atomic_write, root, write_json
 from ..data.audio import AudioError, load_audio
 from ..data.corpora import AUDIO
 from ..data.dataset import open_dataset
@@ -115,7 +115,7 @@ def write_folder_evaluation(out: Path, result: dict, rows: list[dict]) -> dict:
     "`evaluation.json`, a row per clip in `clips.csv`, and the figure where it has a panel; the result again"
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / 'evaluation.json', result)
-    pd.DataFrame(rows).to_csv(out / 'clips.csv', index=False)
+    atomic_write(out / 'clips.csv', pd.DataFrame(rows).to_csv(index=False))
     measured = set().union(*(systems['recordings'] for systems in result['values'].values()))
     if measured & PANELS.keys(): save_figure(evaluation_figure(result), out / 'evaluation.svg')
     return result

@@ -6,7 +6,6 @@
 __all__ = ['accumulate_importance', 'fit_stages', 'finetune']
 
 # %% ../../nbs/chapters/82_pipelines.expressive.ipynb #6d74d60b
-import shutil
 from dataclasses import replace
 
 from ..core.files import atomic_write, write_json
@@ -61,7 +60,7 @@ def _adopt_stage(cfg, run: Run, stage: Run, model):
     "The adapter and the curves of the last stage are those of the run"
     save_adapter(model, run.path / 'adapter', base_name(cfg.model))
     atomic_write(run / 'ended.json', (stage.path / 'ended.json').read_text(encoding='utf-8'))
-    shutil.copyfile(stage.path / 'metrics.jsonl', run / 'metrics.jsonl')
+    atomic_write(run / 'metrics.jsonl', (stage.path / 'metrics.jsonl').read_bytes())
 
 def _finished_stage(cfg, model, data: Data, previous: PreviousStage, show: bool) -> PreviousStage:
     "What a trained stage leaves to the next one"

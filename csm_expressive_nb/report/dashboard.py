@@ -22,7 +22,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 from tqdm.auto import tqdm
 
-from ..core.files import assets, atomic_write, sha256
+from ..core.files import assets, atomic_write, remove_leftovers, sha256
 from ..core.runs import RunRecord, SpeechClip, read_runs, run_label
 from .html import PAGE, SHEET, grid, player, render
 from ..evaluation.stats import format_interval
@@ -380,6 +380,7 @@ def dashboard(
         sheet=Markup(SHEET + _web_file('dashboard.css')),
         body=_render_body(runs, rows, charts, bank, data),
     )
+    remove_leftovers(Path(out).parent, deep=False)
     file = atomic_write(out, page)
     return dict(
         path=file,

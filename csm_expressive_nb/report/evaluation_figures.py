@@ -12,6 +12,8 @@ from ..core.machine import require
 require('eval', 'matplotlib', what='a figure')
 
 # %% ../../nbs/chapters/71a_report.evaluation_figures.ipynb #9c205ddb
+import io
+
 import matplotlib.pyplot as plt, numpy as np
 
 from ..core.files import atomic_write
@@ -155,7 +157,9 @@ def write_overview(
     "Write `overview.png` into a dataset's folder and show it in its card"
     corpora = ' + '.join(sorted({clip.corpus for clip in dataset.clips}))
     figure = corpus_figure(dataset.clips, corpora)
-    figure.savefig(dataset.folder / 'overview.png', dpi=110, metadata={'Software': None})
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=110, metadata={'Software': None})
+    atomic_write(dataset.folder / 'overview.png', picture.getvalue())
     file = dataset.folder / 'README.md'
     card = file.read_text(encoding='utf-8')
     if 'overview.png' not in card:
@@ -191,9 +195,9 @@ def _panel_grid(
     sharey: bool = False,
 ):
     "A figure and the axes of its `n` panels"
-    n_rows = -(-n // 4)
+    n_rows, n_columns = max(1, -(-n // 4)), max(1, min(4, n))
     fig, axes = plt.subplots(
-        n_rows, min(4, n), figsize=(width, height * n_rows + 0.3), squeeze=False, sharey=sharey
+        n_rows, n_columns, figsize=(width, height * n_rows + 0.3), squeeze=False, sharey=sharey
     )
     for ax in axes.flat[n:]: ax.set_visible(False)
     return fig, axes.flat[:n]

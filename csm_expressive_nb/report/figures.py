@@ -67,6 +67,7 @@ STYLE = {
     'ytick.color': INK,
     'legend.frameon': False,
     'svg.hashsalt': 'csm',
+    'text.parse_math': False,           # a sentence with two $ is a sentence
     'figure.constrained_layout.use': True,
 }
 

@@ -5,6 +5,11 @@
 # %% auto #0
 __all__ = ['listening_page', 'listening_figure']
 
+# %% ../../nbs/chapters/75_report.listening_page.ipynb #e7e72ee4
+from ..core.machine import require
+
+require('eval', 'matplotlib', what='the page of a listening test')
+
 # %% ../../nbs/chapters/75_report.listening_page.ipynb #ef699803
 import base64, json
 from pathlib import Path
@@ -34,11 +39,11 @@ def listening_page(plan: dict,
 
 # %% ../../nbs/chapters/75_report.listening_page.ipynb #4381c126
 def _bars(estimates: list[dict]) -> tuple[list, list]:  # (values, distances to both ends of the intervals)
-    "Estimates with intervals in matplotlib's terms"
-    values = [estimate['value'] for estimate in estimates]
-    below = [estimate['value'] - estimate['low'] for estimate in estimates]
-    above = [estimate['high'] - estimate['value'] for estimate in estimates]
-    return values, [below, above]
+    "Estimates with intervals in matplotlib's terms; of one rater there is no interval, which is nan"
+    values, low, high = (
+        np.array([estimate[name] for estimate in estimates], float) for name in ('value', 'low', 'high')
+    )
+    return values, [values - low, high - values]
 
 def _plot_cmos(ax, result: dict):
     "Naturalness, with every rater's mean"

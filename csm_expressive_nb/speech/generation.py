@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np, soundfile as sf, torch
 from tqdm.auto import tqdm
 
-from ..data.audio import SR
+from ..data.audio import SR, write_sound
 from ..data.codec import encode_sound, map_clips
 from ..data.speakers import Reference
 from ..model.csm import base_of, text_ids
@@ -41,9 +41,7 @@ class Speech:
         path = Path(path)
         if path.suffix[1:].upper() not in sf.available_formats():
             raise ValueError(f'{path.name}: give the file a name that ends in .wav, .flac, .ogg or .mp3')
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sf.write(path, np.clip(self.audio, -1, 1), SR)
-        return path
+        return write_sound(path, np.clip(self.audio, -1, 1))
 
     def _repr_html_(self) -> str:
         "A player that holds the sound, without loss"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from ..core.files import atomic_write, read_json_lines, sha256
+from ..core.files import atomic_write, is_sound, read_json_lines, remove_leftovers, sha256
 from ..core.runs import resolve_inside
 from ..data.audio import SR
 from ..data.tables import CorpusError, line_error, parse_csv, parse_json_lines, read_text_file
@@ -53,10 +53,10 @@ def _parse_row(path: Path, line: int, row: dict, defaults: dict) -> dict:
 
 # %% ../../nbs/chapters/56_speech.script.ipynb #b769cc78
 def _read_rows(path: Path) -> list[tuple[int, dict]]:  # (line, its fields)
-    text, _ = read_text_file(path)
-    if path.suffix == '.csv': columns, rows = parse_csv(path, text, required=('text',))
-    elif path.suffix == '.jsonl': columns, rows = parse_json_lines(path, text)
-    elif path.suffix == '.txt':
+    (text, _), suffix = read_text_file(path), path.suffix.lower()
+    if suffix == '.csv': columns, rows = parse_csv(path, text, required=('text',))
+    elif suffix == '.jsonl': columns, rows = parse_json_lines(path, text)
+    elif suffix == '.txt':
         rows = [(n, dict(text=line.strip())) for n, line in enumerate(text.split('\n'), 1) if line.strip()]
         columns = ['text']
     else: raise ValueError(f'{path.name}: a script is a .txt, .csv or .jsonl file')
@@ -73,12 +73,12 @@ def read_script(path: str | Path, **defaults) -> list[ScriptLine]:
     for number, row in _read_rows(path):
         file = row.get('file') or f'{number:04}.wav'
         try:
-            resolve_inside(path.parent, file)
+            target = resolve_inside(path.parent, file)
             request = SpeechRequest(**dict(text='') | _parse_row(path, number, row, defaults))
         except CorpusError: raise
         except ValueError as error: raise line_error(path, number, str(error)) from None
-        if names.setdefault(file, number) != number:
-            raise line_error(path, number, f'file {file} is that of line {names[file]} as well')
+        if names.setdefault(target, number) != number:
+            raise line_error(path, number, f'file {file} is that of line {names[target]} as well')
         lines.append(ScriptLine(number, file, request, str(row.get('voice') or defaults.get('voice') or '')))
     return lines
 
@@ -139,9 +139,8 @@ class _Manifest:
 
     def is_done(self, line: ScriptLine, digest: str) -> bool:
         row = self.rows.get(line.number, {})
-        return (
-            row.get('hash') == digest and row.get('file') == line.file and (self.folder / line.file).is_file()
-        )
+        if row.get('hash') != digest or row.get('file') != line.file: return False
+        return is_sound(self.folder / line.file)
 
     def add(self, lines: list[ScriptLine], speeches: list[Speech], digests: dict):
         "Keep the sounds of lines, then say that they are there"
@@ -158,6 +157,7 @@ class _Manifest:
 def _open_manifest(folder: Path, lines: list[ScriptLine]) -> _Manifest:
     "The manifest of a folder, with the rows of lines that the script still has"
     numbers = {line.number for line in lines}
+    remove_leftovers(folder)
     rows = {
         row['line']: row for row in read_json_lines(folder / 'manifest.jsonl') if row.get('line') in numbers
     }

@@ -17,12 +17,14 @@ from ..model.csm import TAG
 _CONTROL = TAG, '<|', '|>'
 
 def check_text(text: str) -> str:
-    "The text; ValueError where there is nothing to speak, or a control token in it"
+    "The text; ValueError where there is nothing to speak, a control token in it, or half of a character"
     if not any(character.isalnum() for character in text):
         raise ValueError('Type a sentence first: there is no letter or digit in this text.')
     for mark in _CONTROL:
         if mark in text:
             raise ValueError(f'"{mark}" is a control token of the model, not text: leave it out.')
+    if re.search('[\ud800-\udfff]', text):
+        raise ValueError('Part of this text is not UTF-8 (typed in a terminal of another encoding?).')
     return text
 
 # %% ../../nbs/chapters/54_speech.text.ipynb #99694ad8

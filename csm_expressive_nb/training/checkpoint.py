@@ -7,7 +7,8 @@ __all__ = ['full_tensor', 'to_layout_of', 'trainable_state', 'load_trainable_sta
            'newest_checkpoint', 'load_checkpoint', 'Progress', 'catch_sigterm']
 
 # %% ../../nbs/chapters/41_training.checkpoint.ipynb #90aadc8b
-import math, os, signal, threading
+import math, os, signal, sys, threading
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,10 +86,18 @@ def save_checkpoint(
     return path
 
 # %% ../../nbs/chapters/41_training.checkpoint.ipynb #ba3b083d
-def newest_checkpoint(folder: Path) -> Path | None:
-    "The newest checkpoint whose bytes have the hash of its name"
-    for path in sorted(folder.glob('*.safetensors'), reverse=True):
-        if sha256(path)[:16] == path.stem[9:]: return path
+_NAMES = '[0-9]' * 8 + '-*.safetensors'
+
+def newest_checkpoint(
+    folder: Path,
+    usable: Callable[[Path], str] | None = None,   # what is wrong with a checkpoint; empty: nothing
+) -> Path | None:
+    "The newest checkpoint whose bytes have the hash of its name, and that is `usable`"
+    for path in sorted(folder.glob(_NAMES), reverse=True):
+        problem = '' if path.is_file() and sha256(path)[:16] == path.stem[9:] else 'is damaged'
+        problem = problem or (usable(path) if usable else '')
+        if not problem: return path
+        print(f'note: {path} {problem}: training goes on from an earlier step', file=sys.stderr)
     return None
 
 # %% ../../nbs/chapters/41_training.checkpoint.ipynb #4c41610d

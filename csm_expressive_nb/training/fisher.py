@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 from fastcore.basics import patch
-from filelock import FileLock
 from safetensors import safe_open
 from tqdm.auto import tqdm
 
-from ..core.files import root, save_tensors
+from ..core.files import save_tensors, tensors_hash
+from ..core.caches import read_or_make_entry
 from ..model.csm import base_of
 from ..model.packing import Batch, pack
 from ..model.loss import HeadNll, hidden_states, logits, output_heads
@@ -280,13 +280,19 @@ def _content_hash(items: list[Example]) -> str:
             content.update(turn.codes.numpy().tobytes())
     return content.hexdigest()
 
-def _read_fisher(path: Path, key: str) -> Fisher | None:
-    "The estimate in a file, if it is the one that `key` describes"
-    if not path.exists(): return None
+def _write_fisher(path: Path, fisher: Fisher, key: str):
+    values = {name: value.float().cpu().contiguous() for name, value in fisher.values.items()}
+    facts = dict(key=key, health=json.dumps(fisher.health), values=tensors_hash(values))
+    save_tensors(values, path, facts)
+
+def _read_fisher(path: Path, key: str) -> Fisher:
+    "The estimate in a file; ValueError where it is not the one that `key` describes, as it was written"
     with safe_open(path, 'pt') as file:
-        if file.metadata().get('key') != key: return None
-        values = {name: file.get_tensor(name) for name in file.keys()}
-        return Fisher(values, json.loads(file.metadata()['health']))
+        facts, values = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
+    if facts.get('key') != key: raise ValueError('it holds another estimate')
+    digest = tensors_hash(values)
+    if facts.get('values', digest) != digest: raise ValueError('not the values that were written')
+    return Fisher(values, json.loads(facts['health']))
 
 # %% ../../nbs/chapters/45_training.fisher.ipynb #24fe1c63
 def cached_fisher(
@@ -295,19 +301,16 @@ def cached_fisher(
     base: str,                            # hash of the base's weights
     kind: str = 'diagonal',
     tokens: int = 512,                    # positions of a batch at most
-    folder: str | Path | None = None,     # of the cache; None: `_cache/fisher`
     show: bool = True,
 ) -> Fisher:  # on the device of `model`
     "`estimate_fisher`, or its result from the cache"
     facts = dict(base=base, data=_content_hash(items), kind=kind, unit='nats per frame')
     key = json.dumps(facts, sort_keys=True)
     file_name = f'{hashlib.sha256(key.encode()).hexdigest()[:20]}.safetensors'
-    path = Path(folder or root() / '_cache' / 'fisher') / file_name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix('.lock')):
-        fisher = _read_fisher(path, key)
-        if fisher is None:
-            fisher = estimate_fisher(model, items, kind, tokens=tokens, show=show)
-            values = {name: value.float().cpu().contiguous() for name, value in fisher.values.items()}
-            save_tensors(values, path, dict(key=key, health=json.dumps(fisher.health)))
+    fisher = read_or_make_entry(
+        'fisher', file_name,
+        lambda path: _read_fisher(path, key),
+        lambda: estimate_fisher(model, items, kind, tokens=tokens, show=show),
+        lambda path, fisher: _write_fisher(path, fisher, key),
+    )
     return fisher.to(next(model.parameters()).device)

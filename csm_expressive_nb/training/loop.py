@@ -13,10 +13,11 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
-from ..core.files import atomic_write, save_tensors
+from ..core.files import atomic_write, save_tensors, tensors_hash
 from ..core.machine import seed_everything
 from ..core.config import TrainConfig
 from ..core.run import Run
@@ -254,10 +255,31 @@ def _start_trackers(session: _Session):
     session.accelerator.init_trackers('csm', config)
 
 # %% ../../nbs/chapters/42_training.loop.ipynb #6a4fac25
+def _best_problem(folder: Path, checkpoint: Path) -> str:
+    "What is wrong with the best weights that a checkpoint refers to; empty: nothing, or it refers to none"
+    with safe_open(checkpoint, 'pt') as file:
+        if 'e.at' not in file.keys(): return ''
+        step = int(file.get_tensor('e.at'))
+    path = folder / f'best-{step + 1:08}.safetensors'
+    if step < 0: return ''
+    try:
+        with safe_open(path, 'pt') as file:
+            expected = (file.metadata() or {}).get('values')
+            weights = {name: file.get_tensor(name) for name in file.keys()}
+    except (OSError, SafetensorError): return f'needs {path.name}, which is missing or damaged'
+    intact = expected in (None, tensors_hash(weights))
+    return '' if intact else f'needs {path.name}, which is damaged'
+
+# %% ../../nbs/chapters/42_training.loop.ipynb #c84d05f5
+def _remove_other_best(session: _Session):
+    "Remove best weights other than those that the progress refers to"
+    for path in session.run.path.glob('best-*.safetensors'):
+        if path != session.best_path and path.is_file(): path.unlink()
+
 def _resume(session: _Session) -> int:  # the next step
     "Restore the newest checkpoint, or start at 0, and remove what came after it"
     first_step, folder, run = 0, session.checkpoints, session.run
-    checkpoint = newest_checkpoint(folder)
+    checkpoint = newest_checkpoint(folder, lambda path: _best_problem(run.path, path))
     require_same_checkpoint(checkpoint, session.accelerator)
     sampler = session.feed.sampler
     if checkpoint:
@@ -268,9 +290,9 @@ def _resume(session: _Session) -> int:  # the next step
     if session.accelerator.is_main_process:
         run.rewind(first_step)
         # later than the newest complete checkpoint: they are incomplete
-        damaged = [path for path in folder.glob('*.safetensors') if int(path.stem[:8]) > first_step]
-        for path in [*damaged, *run.path.glob('.*.tmp'), *folder.glob('.*.tmp')]:
-            path.unlink()
+        for path in folder.glob('[0-9]' * 8 + '-*.safetensors'):
+            if path.is_file() and int(path.stem[:8]) > first_step: path.unlink()
+        _remove_other_best(session)             # of a process that was killed before it came to that
     return first_step
 
 # %% ../../nbs/chapters/42_training.loop.ipynb #886264d7
@@ -310,7 +332,8 @@ def _validation_step(session: _Session, examples: list[Example], callback, step:
     session.message(f'step {step + 1}: validation loss {values["loss"]:.3f}')
     if cfg.monitor and session.progress.add_validation(values[cfg.monitor], step):
         state = trainable_state(session.model)        # on all processes, which may hold shards of it
-        if session.accelerator.is_main_process: save_tensors(state, session.best_path)
+        if session.accelerator.is_main_process:
+            save_tensors(state, session.best_path, dict(values=tensors_hash(state)))
     if callback: callback(step, values)
 
 # %% ../../nbs/chapters/42_training.loop.ipynb #a6716937
@@ -337,8 +360,7 @@ def _write_checkpoint(session: _Session, step: int):
     state = training_state(session.model, session.adamw, session.sampler_state, session.progress.state())
     if accelerator.is_main_process:
         save_checkpoint(session.checkpoints, step, state, session.cfg.keep)
-        for path in session.run.path.glob('best-*.safetensors'):
-            if path != session.best_path: path.unlink()
+        _remove_other_best(session)
     accelerator.wait_for_everyone()
 
 # %% ../../nbs/chapters/42_training.loop.ipynb #b5e8ca3d
