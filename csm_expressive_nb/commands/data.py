@@ -118,13 +118,12 @@ LONGEST = dict(nano=81, csm_1b=163)      # seconds: frames of 80 ms in 1,024 and
 
 def _length_notes(clips) -> list[str]:
     "Clips that a model cannot take, by name"
+    from csm_expressive_nb.data.corpora import name_long_clips
     notes = []
     for model, seconds in LONGEST.items():
-        long = [f'{clip.source} ({clip.duration:.0f} s)' for clip in clips if clip.duration > seconds]
-        more = f' and {len(long) - 3} more' if len(long) > 3 else ''
-        if long:
-            notes.append(f'too long for {model.replace("_", "-")}, which takes {seconds} s: '
-                         f'{", ".join(long[:3])}{more}; cut them into sentences')
+        names = name_long_clips(clips, seconds)
+        limit = f'too long for {model.replace("_", "-")}, which takes {seconds} s'
+        if names: notes.append(f'{limit}: {names}; cut them into sentences')
     return notes
 
 # %% ../../nbs/chapters/89_commands.data.ipynb #97ca5f1a

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
-from .files import counted, read_or_make, root
+from .files import first_of, read_or_make, root
 
 # %% ../../nbs/chapters/00a_core.caches.ipynb #9500c853
 CACHES = dict(
@@ -149,11 +149,13 @@ def _in_use(entry: StoredEntry) -> bool:
         lock.release()
     return False
 
-def _remove(entry: StoredEntry):
-    "Remove everything under an entry's name"
+def _remove(entry: StoredEntry) -> bool:
+    "Remove everything under an entry's name; False where a process works with it"
+    if _in_use(entry): return False
     for path in entry.paths:
         if path.is_dir() and not path.is_symlink(): shutil.rmtree(path)
         else: path.unlink(missing_ok=True)
+    return True
 
 # %% ../../nbs/chapters/00a_core.caches.ipynb #d00884dd
 def trim_cache(
@@ -167,14 +169,12 @@ def trim_cache(
         excess = sum(entry.size for entry in entries) - limit * 1e9
         for entry in entries:
             if excess <= 0: break
-            if _in_use(entry): continue
-            _remove(entry)
+            if not _remove(entry): continue
             removed.append(entry)
             excess -= entry.size
     if removed:
-        names = ', '.join(f'{entry.kind}/{entry.name}' for entry in removed[:5])
-        more = f' and {len(removed) - 5} more' if len(removed) > 5 else ''
-        print(f'note: {names}{more} removed from {cache_root()}: longest unused, and the limit is '
+        names = first_of([f'{entry.kind}/{entry.name}' for entry in removed], 5)
+        print(f'note: {names} removed from {cache_root()}: longest unused, and the limit is '
               f'{limit:g} GB (CSM_EXPRESSIVE_CACHE_GB)')
     return removed
 
@@ -200,9 +200,5 @@ def clear_cache(
     removed, in_use = [], []
     with _cache_lock():
         for entry in stored_entries(*kinds):
-            if _in_use(entry):
-                in_use.append(entry)
-                continue
-            _remove(entry)
-            removed.append(entry)
+            (removed if _remove(entry) else in_use).append(entry)
     return removed, in_use

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['root', 'assets', 'place_caches', 'apply_umask', 'name_errors', 'replacing', 'atomic_write', 'save_tensors',
-           'tensors_hash', 'replacing_files', 'remove_leftovers', 'DamagedFile', 'write_json', 'read_utf8', 'read_json',
-           'read_json_lines', 'append_line', 'sha256', 'is_sound', 'cache_lock', 'read_or_make', 'counted']
+           'tensors_hash', 'read_tensors', 'replacing_files', 'remove_leftovers', 'DamagedFile', 'write_json',
+           'read_utf8', 'read_json', 'read_json_lines', 'append_line', 'sha256', 'is_sound', 'cache_lock',
+           'read_or_make', 'counted', 'first_of']
 
 # %% ../../nbs/chapters/00_core.files.ipynb #57e20c6f
-import errno, hashlib, json, os, platform, re, shutil, stat, sys, tempfile, zlib
+import hashlib, json, os, platform, re, shutil, stat, sys, tempfile, zlib
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -165,6 +166,16 @@ def tensors_hash(
     for name in sorted(tensors):
         content.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return content.hexdigest()
+
+# %% ../../nbs/chapters/00_core.files.ipynb #82a2e9ab
+def read_tensors(path: str | Path) -> tuple[dict, dict]:  # (tensors by name, metadata)
+    "A safetensors file; ValueError where its tensors are not those whose hash the metadata has as `values`"
+    from safetensors import safe_open
+    with safe_open(path, 'pt') as file:
+        facts, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
+    if facts.get('values') not in (None, tensors_hash(tensors)):
+        raise ValueError('not the values that were written')
+    return tensors, facts
 
 # %% ../../nbs/chapters/00_core.files.ipynb #730f8d39
 @contextmanager
@@ -351,3 +362,12 @@ def counted(
 ) -> str:
     "`1 run`, `2 runs`"
     return f'{number} {noun}' if number == 1 else f'{number} {noun}s'
+
+# %% ../../nbs/chapters/00_core.files.ipynb #e63a828a
+def first_of(
+    names: list[str],
+    most: int = 3,      # that are named
+) -> str:
+    "`a, b, c and 2 more`"
+    more = f' and {len(names) - most} more' if len(names) > most else ''
+    return ', '.join(names[:most]) + more

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
 from csm_expressive_nb.core.files import (
-    DamagedFile, append_line, atomic_write, counted, read_json, read_json_lines, remove_leftovers, write_json,
+    append_line, atomic_write, counted, read_json, read_json_lines, remove_leftovers, write_json,
 )
 from .machine import collect_environment
 from .config import describe_changes, read_settings_file

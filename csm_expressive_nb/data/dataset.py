@@ -20,7 +20,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from tqdm.auto import tqdm
 
 from csm_expressive_nb.core.files import (
-    DamagedFile, assets, atomic_write, name_errors, read_json, replacing, write_json,
+    assets, atomic_write, name_errors, read_json, replacing, write_json,
 )
 from ..core.caches import CacheEntry, trim_cache
 from ..core.run import Claim, claim

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import httpx
 from tqdm.auto import tqdm
 
-from ..core.files import name_errors
+from ..core.files import name_errors, remove_leftovers, replacing
 
 # %% ../../nbs/chapters/13_data.download.ipynb #cddead51
 class DownloadError(OSError):
@@ -250,19 +250,15 @@ _DAMAGE = zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplement
 
 def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path):
     "Write a member under its name when it is whole; `DownloadError` where it is damaged"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'.{path.name}.tmp')
     try:
-        with archive.open(member) as source, open(partial, 'wb') as target:
+        with archive.open(member) as source, replacing(path) as partial, open(partial, 'wb') as target:
             shutil.copyfileobj(source, target, 1 << 20)
     except _DAMAGE as error:
-        partial.unlink(missing_ok=True)
         if getattr(error, 'errno', None): raise                    # of the disk
         raise DownloadError(
             f'{Path(archive.filename).name}: the member {member.filename!r} cannot be unpacked ({error}): '
             'remove the archive and run again; members that are whole are kept'
         ) from error
-    os.replace(partial, path)
 
 # %% ../../nbs/chapters/13_data.download.ipynb #374ccef1
 def unzip(archive: Path,
@@ -278,7 +274,7 @@ def unzip(archive: Path,
     with file:
         members = [member for member in file.infolist() if not member.is_dir()]
         _check_members(archive, members, folder, limit)
-        for stale in folder.rglob('.*.tmp'): stale.unlink()
+        remove_leftovers(folder)
         for member in tqdm(members, desc='unpack', unit='file', leave=False):
             path = folder / member.filename
             complete = path.is_file() and path.stat().st_size == member.file_size

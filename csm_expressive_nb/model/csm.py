@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'TAG', 'HUB_ID', 'TINY', 'TINY_DEPTH', 'TINY_CODEC', 'emotion_tag', 'check_csm', 'without_loading_bar',
-           'load_csm', 'base_of', 'save_csm', 'text_ids', 'csm_config', 'tiny_csm']
+           'load_processor', 'load_csm', 'base_of', 'save_csm', 'text_ids', 'csm_config', 'tiny_csm']
 
 # %% ../../nbs/chapters/30_model.csm.ipynb #ba8f79d6
 import json, os, re
@@ -103,6 +103,17 @@ def without_loading_bar():
     finally: logging.set_tqdm_hook(previous)
 
 # %% ../../nbs/chapters/30_model.csm.ipynb #aa3efa82
+def load_processor(
+    source: str | Path,             # folder of a checkpoint, or hub id
+    local_only: bool = False,       # nothing is asked of the hub
+):
+    "The processor of a checkpoint; its tokenizer keeps no words in a thread's memory"
+    processor = AutoProcessor.from_pretrained(source, trust_remote_code=False, local_files_only=local_only)
+    words = processor.tokenizer.backend_tokenizer.model
+    if hasattr(words, '_resize_cache'): words._resize_cache(0)
+    return processor
+
+# %% ../../nbs/chapters/30_model.csm.ipynb #0f4aed0e
 def _read_checkpoint(name: str) -> tuple:  # (model, processor)
     "The checkpoint of a preset, hub id or folder"
     source = str(assets('nano')) if name == 'nano' else HUB.get(name, name)
@@ -114,7 +125,7 @@ def _read_checkpoint(name: str) -> tuple:  # (model, processor)
     try:
         with without_loading_bar():
             model = CsmForConditionalGeneration.from_pretrained(source, **options)
-        processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
+        processor = load_processor(source)
     except Exception as error:      # of transformers, safetensors, the hub, its client, or the files
         raise OSError(_explain_loading(source, on_hub, error)) from error
     return model, processor

@@ -15,10 +15,10 @@ import numpy as np, torch
 from ..core.config import EmotionConfig, make_config
 from ..core.files import write_json
 from ..core.machine import collect_environment
+from ..data.corpora import FRAME_SECONDS
 from ..model.csm import base_of, load_csm
 from ..model.lora import add_lora, reduce_precision
 from ..model.linear import fuse_linear_layers
-from ..training.loop import FRAME_SECONDS
 from ..training.plan import update_cost
 from csm_expressive_nb.pipelines.benchmark_data import (
     SIZES, encode_updates, processor_batches, random_codebooks, small_csm, synthetic_clips,

@@ -14,13 +14,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import MimiModel
 
 from ..core.machine import gpu_memory
+from ..data.corpora import FRAME_SECONDS
 from ..model.csm import base_of
 from ..model.loss import codebook_nll, hidden_states
 from ..model.packing import Batch, Turn, pack
 from ..training.batches import depth_limit, prepare_batch
 from ..training.graphs import can_record
 from ..training.fisher import gradient_hooks, scaled_nll, squared_gradient, target_matrices
-from ..training.loop import FRAME_SECONDS
 from csm_expressive_nb.training.plan import (
     MemoryCounter, fake_model, model_config, placeholder_examples, update_cost, without_segments,
 )

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 
 from ..core.files import write_json
+from ..data.corpora import FRAME_SECONDS
 from ..model.csm import load_csm, text_ids
 from ..model.lora import add_lora
 from .benchmark_data import random_codebooks, small_csm
 from ..speech.engine import Engine, Sequence
-from ..training.loop import FRAME_SECONDS
 from ..speech.generation import decode, embed_conversation
 from ..speech.sampling import sentence_key
 from ..training.rehearsal import evaluation_sentences

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 
+from ..data.corpora import FRAME_SECONDS
 from ..model.csm import base_of
 from .decoder import DecoderStack, Step
 from .sampling import sample_codes, uniform
-from ..training.loop import FRAME_SECONDS
 
 # %% ../../nbs/chapters/50b_speech.engine.ipynb #5111bc74
 @dataclass

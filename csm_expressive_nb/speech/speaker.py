@@ -21,12 +21,12 @@ from tqdm.auto import tqdm
 from ..core.files import read_json
 from ..core.runs import RunRecord, load_configuration
 from ..data.audio import SR
+from ..data.corpora import FRAME_SECONDS
 from ..data.speakers import Reference
 from ..model.csm import HUB_ID, TAG, emotion_tag, load_csm, text_ids
 from ..model.lora import load_adapter, merge_adapter
 from ..model.packing import Turn
 from .engine import Engine, Sequence
-from ..training.loop import FRAME_SECONDS
 from csm_expressive_nb.speech.generation import (
     Sampling,
     Speech,

@@ -14,10 +14,9 @@ from pathlib import Path
 
 import torch
 from fastcore.basics import patch
-from safetensors import safe_open
 from tqdm.auto import tqdm
 
-from ..core.files import save_tensors, tensors_hash
+from ..core.files import read_tensors, save_tensors, tensors_hash
 from ..core.caches import read_or_make_entry
 from ..model.csm import base_of
 from ..model.packing import Batch, pack
@@ -287,11 +286,8 @@ def _write_fisher(path: Path, fisher: Fisher, key: str):
 
 def _read_fisher(path: Path, key: str) -> Fisher:
     "The estimate in a file; ValueError where it is not the one that `key` describes, as it was written"
-    with safe_open(path, 'pt') as file:
-        facts, values = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
+    values, facts = read_tensors(path)
     if facts.get('key') != key: raise ValueError('it holds another estimate')
-    digest = tensors_hash(values)
-    if facts.get('values', digest) != digest: raise ValueError('not the values that were written')
     return Fisher(values, json.loads(facts['health']))
 
 # %% ../../nbs/chapters/45_training.fisher.ipynb #24fe1c63

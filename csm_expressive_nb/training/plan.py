@@ -15,20 +15,23 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoProcessor, CsmConfig, CsmForConditionalGeneration
+from transformers import CsmConfig, CsmForConditionalGeneration
 
 from ..core.config import sort_emotions, suggest
 from ..core.files import assets
 from ..core.models import HUB
+from ..data.corpora import FRAME_SECONDS
 from ..data.dataset import open_dataset
 from ..data.speakers import speaker_id
-from ..model.csm import PRESETS, csm_config, emotion_tag, load_csm, text_ids
+from csm_expressive_nb.model.csm import (
+    PRESETS, csm_config, emotion_tag, load_csm, load_processor, text_ids,
+)
 from ..model.packing import Batch, Turn
 from ..model.lora import prepare_model, trainable_parameters
 from .sampler import Example, count_frames, micro_batches
 from .batches import prepare_batch
 from .optimizer import make_optimizer
-from .loop import FRAME_SECONDS, Objective, make_sampler
+from .loop import Objective, make_sampler
 from .rehearsal import OWN_CLIPS, neutral_utterances, rehearsal_passes
 from .distillation import auxiliary_losses
 
@@ -74,7 +77,7 @@ def planning_processor(model: str):
     name = HUB.get(model, model)
     if model == 'nano' or model == 'csm-1b-shape': return load_csm('nano')[1]
     try:
-        return AutoProcessor.from_pretrained(name, local_files_only=True)
+        return load_processor(name, local_only=True)
     except (OSError, ValueError): return load_csm('nano')[1]
 
 # %% ../../nbs/chapters/47_training.plan.ipynb #4231751b
