@@ -117,7 +117,7 @@ def test_a_run_whose_settings_are_damaged_is_neither_overwritten_nor_a_traceback
 
 def test_a_run_without_its_settings_is_not_gone_on_with(tmp_path, verdict):
     atomic_write(tmp_path / 'run/metrics.jsonl', '{"step": 0, "loss": 1.0}\n')
-    assert_refused(verdict('train', 'sad', '--out', tmp_path / 'run'), 'config.yaml holds no settings')
+    assert_refused(verdict('train', 'sad', '--out', tmp_path / 'run'), 'config.yaml is missing')
 
 def small_run(folder: Path) -> Path:
     "The settings and the log of a run, without its adapter"

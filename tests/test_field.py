@@ -291,7 +291,7 @@ def test_listed_files_count_whatever_is_wrong_with_them(tmp_path):
     rows = ROWS[:12] + rename_recordings(folder, '.m4a', ROWS[12:])
     (folder / 'metadata.csv').write_text(table(rows), encoding='utf-8')
     assert_refused(folder, '12 of 24 recordings')
-    assert_refused(folder, '(`--max-rejected`): 12 files are .m4a, first 12.m4a: convert to WAV or FLAC')
+    assert_refused(folder, '(`data prepare --max-rejected`): 12 files are .m4a, first 12.m4a: convert to WAV')
     assert len(read(folder, max_rejected=0.5).clips) == 12
     # copies that no table lists do not count
     (folder / 'metadata.csv').write_text(table(ROWS[:12]), encoding='utf-8')

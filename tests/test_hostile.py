@@ -175,7 +175,7 @@ REFUSED = dict(  # behaviour, words, how often it was asked
     broken=(answer_with(500), 'the server answered 500', 5),
     closed_for_long=(answer_with(503, Retry_After='7200'), 'run the same command again in 120 minutes', 1),
     circle=(circle, 'is redirected in a circle', 21),
-    to_file=(to_file, 'is redirected to something that is no web address', 1),
+    to_file=(to_file, 'is not a web address, or is redirected to something that is not one', 1),
     to_nonsense=(to_nonsense, 'no connection, or a broken one', 5),
     login_page=(login_page, 'the server sent a web page, perhaps one to log in at', 2),
     wrong=(wrong, f'published {MD5}', 2),

@@ -496,6 +496,21 @@ def test_a_script_is_read_whatever_its_suffix_and_one_sound_has_one_line(tmp_pat
     with pytest.raises(CorpusError, match='SCRIPT.CSV, line 3: file ./a.wav is that of line 2 as well'):
         read_script(path)
 
+def test_names_in_a_script_are_found_in_any_case_with_a_home_and_slashes_of_windows(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path / 'home'))
+    for folder in ('home', 'voices'):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / 'ann.wav').touch()
+    path = tmp_path / 'script.csv'
+    rows = 'Text,Voice,VOICE TEXT,Seed\nIt rained.,~/ann.wav,Yes.,3\nDone.,voices\\ann.wav,No.,\n'
+    path.write_text(rows, encoding='utf-8')
+    found = [(line.request.voice, line.request.voice_text, line.request.seed) for line in read_script(path)]
+    assert found == [(tmp_path / 'home/ann.wav', 'Yes.', 3), (tmp_path / 'voices/ann.wav', 'No.', 0)]
+    path.write_text('text,Text\nA.,B.\n', encoding='utf-8')
+    with pytest.raises(CorpusError, match='the columns text, Text are the same'): read_script(path)
+    path.write_text('texts,seed\nA.,3\n', encoding='utf-8')
+    with pytest.raises(CorpusError, match='unknown column texts; there are text, '): read_script(path)
+
 # ---- splits ------------------------------------------------------------------------------------------------
 
 FORMS = [['Zoé said no.', 'Zoe\u0301 said no'], ['It rained.', 'it RAINED!'], ['Füße', 'Fu\u0308ße.']]

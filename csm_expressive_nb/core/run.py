@@ -121,7 +121,8 @@ def _has_log(folder: Path) -> bool:
 
 def _read_previous(file: Path) -> dict:
     "The settings that a folder was made with; ValueError where they are not there"
-    settings = read_settings_file(file) if file.exists() else {}
+    if not file.exists(): raise ValueError(f'{file} is missing')
+    settings = read_settings_file(file)
     if not settings: raise ValueError(f'{file} holds no settings')
     return settings
 

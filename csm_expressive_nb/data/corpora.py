@@ -164,7 +164,7 @@ def accept(self: Corpus,
     if not self.clips: raise CorpusError(f'no usable clip in {self.folder}: {cause}')
     if len(rows) > max_rejected * n_recordings:
         raise CorpusError(f'{len(rows)} of {n_recordings} recordings in {self.folder} are unusable, '
-                          f'more than {max_rejected:g} (`--max-rejected`): {cause}')
+                          f'more than {max_rejected:g} (`data prepare --max-rejected`): {cause}')
     return self
 
 # %% ../../nbs/chapters/12_data.corpora.ipynb #da704b34

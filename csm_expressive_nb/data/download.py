@@ -108,7 +108,7 @@ def _connection_outcome(error: httpx.RequestError) -> _Outcome:
     "What an error of httpx says about the connection"
     if isinstance(error, httpx.TooManyRedirects): return _Outcome('is redirected in a circle', final=True)
     if isinstance(error, httpx.UnsupportedProtocol):
-        return _Outcome('is redirected to something that is no web address', final=True)
+        return _Outcome('is not a web address, or is redirected to something that is not one', final=True)
     if isinstance(error, _TooLarge): return _Outcome(str(error), final=True)
     detail = f'{type(error).__name__}: {error}'.rstrip(': ')
     has_proxy = {'http', 'https', 'all'} & urllib.request.getproxies().keys()

@@ -6,7 +6,7 @@
 __all__ = ['COLUMNS', 'ScriptLine', 'read_script', 'speak_script']
 
 # %% ../../nbs/chapters/56_speech.script.ipynb #84fa1245
-import hashlib, json, time
+import hashlib, json, os, time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from ..core.files import atomic_write, is_sound, read_json_lines, remove_leftove
 from ..core.runs import resolve_inside
 from ..data.audio import SR
 from ..data.tables import CorpusError, line_error, parse_csv, parse_json_lines, read_text_file
+from ..data.folders import normalize_column
 from ..model.lora import weights_hash
 from .dial import MAX_STRENGTH
 from .generation import Sampling, Speech
@@ -40,11 +41,17 @@ def _parse_number(path: Path, line: int, name: str, value: str, kind, highest: f
     if number is not None and 0 <= number <= highest: return number
     raise line_error(path, line, f'{name} {value!r}: write a number from 0 to {highest:g}')
 
+# %% ../../nbs/chapters/56_speech.script.ipynb #0535f572
+def _voice_file(folder: Path, name: str) -> Path:
+    "The recording that a line names: from the script's folder on, with `~`, with the slashes of Windows"
+    typed = folder / os.path.expanduser(name)
+    return typed if typed.exists() else folder / os.path.expanduser(name.replace('\\', '/'))
+
 def _parse_row(path: Path, line: int, row: dict, defaults: dict) -> dict:
     "Arguments of `SpeechRequest`; a field that is empty is as `defaults` say"
     settings = dict(defaults) | {name: row[name] for name in ('text', 'emotion') if row.get(name)}
     if row.get('voice'):
-        settings |= dict(voice=path.parent / row['voice'], voice_text=row.get('voice_text', ''))
+        settings |= dict(voice=_voice_file(path.parent, row['voice']), voice_text=row.get('voice_text', ''))
     if row.get('intensity'):
         settings['intensity'] = _parse_number(path, line, 'intensity', row['intensity'], float, MAX_STRENGTH)
     if row.get('seed'):
@@ -52,19 +59,29 @@ def _parse_row(path: Path, line: int, row: dict, defaults: dict) -> dict:
     return settings
 
 # %% ../../nbs/chapters/56_speech.script.ipynb #b769cc78
+def _known_columns(path: Path, columns: list[str]) -> dict[str, str]:  # {as it is written: as in `COLUMNS`}
+    "The columns of a script, in any case, words joined by a blank, - or _; `CorpusError` for others"
+    known = {column: normalize_column(column) for column in columns}
+    names, there_are = list(known.values()), f'there are {", ".join(COLUMNS)}'
+    unknown = [column for column, name in known.items() if name not in COLUMNS]
+    if unknown: raise CorpusError(f'{path.name}: unknown column {", ".join(unknown)}; {there_are}')
+    twice = [column for column, name in known.items() if names.count(name) > 1]
+    if twice: raise CorpusError(f'{path.name}: the columns {", ".join(twice)} are the same')
+    if 'text' not in names: raise CorpusError(f'{path.name}: no column text; {there_are}')
+    return known
+
+# %% ../../nbs/chapters/56_speech.script.ipynb #dce55598
 def _read_rows(path: Path) -> list[tuple[int, dict]]:  # (line, its fields)
     (text, _), suffix = read_text_file(path), path.suffix.lower()
-    if suffix == '.csv': columns, rows = parse_csv(path, text, required=('text',))
+    if suffix == '.csv': columns, rows = parse_csv(path, text)
     elif suffix == '.jsonl': columns, rows = parse_json_lines(path, text)
     elif suffix == '.txt':
         rows = [(n, dict(text=line.strip())) for n, line in enumerate(text.split('\n'), 1) if line.strip()]
         columns = ['text']
     else: raise ValueError(f'{path.name}: a script is a .txt, .csv or .jsonl file')
-    unknown = [column for column in columns if column not in COLUMNS]
-    if unknown:
-        raise CorpusError(f'{path.name}: unknown column {", ".join(unknown)}; there are {", ".join(COLUMNS)}')
+    known = _known_columns(path, columns)
     if not rows: raise CorpusError(f'{path.name} has no line to speak')
-    return rows
+    return [(line, {known[column]: value for column, value in row.items()}) for line, row in rows]
 
 # %% ../../nbs/chapters/56_speech.script.ipynb #3141f27c
 def read_script(path: str | Path, **defaults) -> list[ScriptLine]:
@@ -77,8 +94,8 @@ def read_script(path: str | Path, **defaults) -> list[ScriptLine]:
             request = SpeechRequest(**dict(text='') | _parse_row(path, number, row, defaults))
         except CorpusError: raise
         except ValueError as error: raise line_error(path, number, str(error)) from None
-        if names.setdefault(target, number) != number:
-            raise line_error(path, number, f'file {file} is that of line {names[target]} as well')
+        first = names.setdefault(str(target).casefold(), number)
+        if first != number: raise line_error(path, number, f'file {file} is that of line {first} as well')
         lines.append(ScriptLine(number, file, request, str(row.get('voice') or defaults.get('voice') or '')))
     return lines
 

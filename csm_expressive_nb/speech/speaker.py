@@ -260,13 +260,17 @@ def strengths_of(self: Speaker, request: SpeechRequest) -> tuple[list[Strength],
         raise ValueError(f'{", ".join(wanted)} cannot be mixed: their tokens differ ({", ".join(tags)})')
     return list(strengths.values()), tags[0] if tags else ''
 
+# %% ../../nbs/chapters/55_speech.speaker.ipynb #43641a01
 @patch
 def _find_emotion(self: Speaker, label: str) -> tuple[str, str]:  # (peft's name, token)
+    "The adapter of an emotion, written in any case"
     known = ', '.join(self.emotions) or 'none: load an adapter'
-    if label and label not in self.emotions:
-        raise ValueError(f'emotion {label!r} is not loaded; there is {known}')
     if not label and len(self.emotions) > 1: raise ValueError(f'say which emotion: {known}')
-    return self.emotions[label or next(iter(self.emotions))]
+    if not label: return next(iter(self.emotions.values()))
+    labels = [name for name in self.emotions if name.casefold() == label.casefold()]
+    if label in labels: return self.emotions[label]
+    if len(labels) != 1: raise ValueError(f'emotion {label!r} is not loaded; there is {known}')
+    return self.emotions[labels[0]]
 
 # %% ../../nbs/chapters/55_speech.speaker.ipynb #a6eceb75
 _FIRST_SENTENCE = 'We cleaned the old window yesterday, and then we went home.'
