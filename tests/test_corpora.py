@@ -463,14 +463,14 @@ def kill_repeatedly(function, whole, interrupted, moments=(0.1, 0.3, 0.5, 0.7, 0
     assert process.exitcode == 0
     return n_killed
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_prepare_is_run_again_to_the_same_bytes(recordings, tmp_path):
     start(do_prepare, recordings, tmp_path / 'warm').join()
     assert kill_repeatedly(do_prepare, (recordings, tmp_path / 'a'), (recordings, tmp_path / 'b')) >= 2
     assert file_hashes(tmp_path / 'a') == file_hashes(tmp_path / 'b')
     assert file_hashes(tmp_path / 'a') != file_hashes(recordings)                # the comparison can fail
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_encode_is_run_again_to_the_same_bytes(recordings, tmp_path):
     for name in 'ab': dataset.prepare(recordings, tmp_path / name)
     moments = (0.1, 0.2, 0.3, 0.4, 0.5)

@@ -171,7 +171,7 @@ def resume_with_another_disk(folder: str):
     own = Path(folder) / os.environ['RANK']
     train(model, cfg, Run(own, cfg), target, rehearsal, validation, show=False)
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_processes_that_merge_at_once_lose_nobody(tmp_path):
     (tmp_path / 'config.yaml').write_text('model: nano\n')
     save_adapter(add_lora(load_csm()[0], 4), tmp_path / 'adapter', base_name('nano'))
@@ -183,7 +183,7 @@ def test_processes_that_merge_at_once_lose_nobody(tmp_path):
     assert len({out.strip() for out, _ in results}) == 1
     assert len(list((tmp_path / 'merged').iterdir())) == 1
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_processes_that_see_other_checkpoints_do_not_go_on(tmp_path):
     python(ROOT / 'tests/test_training.py', 'train_small_run', tmp_path / '0')
     for path in (tmp_path / '0').glob('adapter*'): path.rename(tmp_path / path.name)
@@ -245,7 +245,7 @@ def test_as_many_depth_frames_as_codebooks_are_no_special_case(tiny):
     (example,) = examples(1, 31)                         # 32 frames with EOS
     assert hidden_states(model, pack([example.conversation()]))[1].shape[0] == 32
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_proof_runs_as_a_notebook_on_true_classes(tiny, few_clips, tmp_path):
     settings = dict(
         emotion='sad', model=tiny, source=few_clips, out=tmp_path / 'run', steps=2, batch=2, rank=4,

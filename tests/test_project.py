@@ -304,7 +304,7 @@ def test_true_csm_classes_take_the_same_road(tmp_path, short_speech, few_clips):
     with pytest.raises(ValueError, match='none of'):
         preparation.neutral_pools(own, run, load_csm(cfg.model)[0], processor, data.ds, data.references)
 
-@pytest.mark.slow
+@pytest.mark.long
 @need_ravdess
 def test_real_ravdess_runs_through_the_same_notebook(tmp_path):
     folder = tmp_path / 'real'

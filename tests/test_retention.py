@@ -223,7 +223,7 @@ def test_an_emotion_of_ones_own_needs_no_code_and_one_failure_loses_nothing(tmp_
     with pytest.raises(ValueError, match='unknown_emotion'):
         preparation.prepare_data(cfg.model_copy(update=dict(emotion='pirat')), run, *load_csm())
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_neutral_is_an_emotion_like_the_others(tmp_path):
     """Through papermill and in this process: the same report, byte for byte; no share of a shift that is
     not there"""
@@ -236,7 +236,7 @@ def test_neutral_is_an_emotion_like_the_others(tmp_path):
     gaps = read(tmp_path / 'a/report.json')['prosody_shift'].values()
     assert all(gap['transfer_ratio']['value'] is None for gap in gaps)
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_comparison_runs_as_a_notebook(tmp_path):
     settings = dict(out=tmp_path / 'r', seeds=1, steps=2, batch=4, rank=4, sentences=8)
     arms = '{arms: [LoRA, rehearsal], scales: [0, 1], sequence: [], prediction_steps: [1]}'

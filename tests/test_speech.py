@@ -222,7 +222,7 @@ def run_folder(tmp_path_factory) -> Path:
     randomize(add_lora(load_csm()[0], 4), 0.02).save_pretrained(folder / 'adapter')
     return folder
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_three_minutes_are_streamed_with_constant_memory(run_folder):
     speaker = Speaker(adapter=run_folder)
     text = ' '.join(f'{TEXTS[i % 3]}' for i in range(120))
@@ -240,7 +240,7 @@ def command(*arguments) -> list[str]:
 def contents(folder: Path) -> dict:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_script_that_was_killed_ends_with_the_same_files(run_folder, tmp_path):
     script = tmp_path / 'lines.txt'
     script.write_text('\n'.join(f'{TEXTS[i % 4]} Line {i}.' for i in range(48)), encoding='utf-8')
