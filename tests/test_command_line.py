@@ -256,8 +256,11 @@ def test_a_bare_value_error_of_a_library_says_where_it_comes_from(monkeypatch, v
 
 # ---- interruptions and pipes -------------------------------------------------------------------------------
 
-def test_an_interruption_is_one_line_and_130(monkeypatch, capsys):
+def test_an_interruption_is_one_line_and_130(monkeypatch, capsys, request):
     def interrupted(): raise SystemExit(130)                  # typer makes this of Ctrl-C
+    # a shell's background job ignores Ctrl-C, and so does all that it starts
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, handler))
     for ending in (interrupted, lambda: signal.raise_signal(signal.SIGINT)):
         monkeypatch.setattr(cli, 'app', ending)
         with pytest.raises(SystemExit) as end: cli.main()
