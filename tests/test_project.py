@@ -232,7 +232,7 @@ def test_peft_alone_speaks_as_the_report_does(sad_run, tmp_path):
     model, processor = load_csm()
     lora, generated = load_adapter(model, sad_run / 'adapter'), load_file(codes)
     samples = read_report(sad_run)['samples']
-    assert len(generated) == len(samples) == 4
+    assert len(generated) == len(samples) > 0
     for i, sample in enumerate(samples):
         sound = sf.read(sad_run / sample['reference']['file'], dtype='float32')[0]
         reference = Reference(sample['reference']['text'], sound, sample['speaker'])
