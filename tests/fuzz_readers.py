@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np, soundfile as sf
 
-from csm_expressive_nb.core.files import read_json_lines
+from csm_expressive_nb.core.files import DamagedFile, read_json_lines
 from csm_expressive_nb.data import audio, corpora, folders, readers, tables
 from csm_expressive_nb.evaluation.listening import ANSWER_COLUMNS, read_answer_rows
 from csm_expressive_nb.speech.script import read_script
@@ -286,7 +286,7 @@ def read_input(target: str, data: bytes, folder: Path):
     except ValueError as error:
         # scripts and answers promise a ValueError that names the file
         named = re.search(r'script\.|answers\.csv|log\.jsonl', str(error))
-        if type(error) is not ValueError or not named: raise
+        if type(error) not in (ValueError, DamagedFile) or not named: raise
 
 def signature(error: Exception) -> str:
     "What makes findings the same: the error, and where in the product it came from"
