@@ -25,15 +25,17 @@ def format_age(
 # %% ../../nbs/chapters/88_commands.doctor.ipynb #41fae2a3
 def _print_caches():
     "Size, entries and last use of each cache, and what it holds"
-    from csm_expressive_nb.core.caches import CACHES, cache_limit, cache_root
+    from csm_expressive_nb.core.caches import CACHES, cache_root
     from csm_expressive_nb.core.doctor import cache_uses
     typer.echo(f'\ncaches in {cache_root()}')
     for use in cache_uses():
         used = f'used {format_age(time.time() - use.used)}' if use.entries else ''
         size, number = f'{use.size / 1e6:,.1f} MB', counted(use.entries, 'item')
         typer.echo(f'  {use.kind:10} {size:>12}  {number:>9}  {used:20} {CACHES[use.kind]}')
-    limit = f'limit without downloads: {cache_limit():g} GB (CSM_EXPRESSIVE_CACHE_GB)'
-    typer.echo(f'{limit}; what was unused for the longest time is removed first')
+    typer.echo(
+        'the limit (CSM_EXPRESSIVE_CACHE_GB) is for all but downloads; what was unused for the longest '
+        'time is removed first'
+    )
     typer.echo('to clear one now: csm_expressive doctor --clear datasets')
 
 def _clear(kinds: list[str]):

@@ -104,8 +104,11 @@ def check_network() -> list[Finding]:
     from huggingface_hub import constants
     try:
         httpx.Client().close()
-    except (ImportError, httpx.InvalidURL, ValueError) as error:
-        remedy = 'look at ALL_PROXY, HTTPS_PROXY, no_proxy; a SOCKS proxy needs: pip install "httpx[socks]"'
+    except (ImportError, httpx.InvalidURL, OSError, ValueError) as error:
+        remedy = (
+            'look at ALL_PROXY, HTTPS_PROXY, no_proxy and SSL_CERT_FILE; a SOCKS proxy needs: '
+            'pip install "httpx[socks]"'
+        )
         return [Finding('network', 'problem', str(error), remedy)]
     if constants.HF_HUB_OFFLINE:
         text = 'HF_HUB_OFFLINE is set: nothing is fetched from the hub'
